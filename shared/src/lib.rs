@@ -1,1 +1,30 @@
-//! map
+//! The words and the arithmetic that both planes agree on.
+//!
+//! Pure: no clock, no randomness, no I/O. Time and entropy are arguments.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`ids`] | names of things: newtypes over text, never bare strings |
+//! | [`money`] | [`money::NanoUsd`], [`money::Price`] and the only rounding rules |
+//! | [`tokens`], [`cost`] | token counts by kind, and counts × prices |
+//! | [`time`] | wall-clock instants and calendar windows, given from outside |
+//! | [`catalog`], [`notice`] | providers, models, endpoints, prices; retirement notices |
+//! | [`tenant`], [`budget`] | organization → team → project → API key; money per period |
+//! | [`snapshot`] | what a node routes on: an indexed, read-only view of one revision |
+//! | [`fault`] | the error table of the public API |
+//! | [`key_text`], [`seal`], [`secret`] | the text form of keys, sealing at rest, redaction |
+
+pub mod budget;
+pub mod catalog;
+pub mod cost;
+pub mod fault;
+pub mod ids;
+pub mod key_text;
+pub mod money;
+pub mod notice;
+pub mod seal;
+pub mod secret;
+pub mod snapshot;
+pub mod tenant;
+pub mod time;
+pub mod tokens;

@@ -1,0 +1,141 @@
+//! What can be asked for and who answers: providers, credentials, models, endpoints, prices.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cost::Prices;
+use crate::ids::{CredentialId, EndpointId, ModelId, PriceId, ProviderId, Region};
+use crate::seal::Sealed;
+use crate::time::UnixMillis;
+
+/// A wire format of a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    /// OpenAI chat completions, which most self-hosted servers speak too.
+    OpenAi,
+    /// Anthropic messages.
+    Anthropic,
+}
+
+impl Dialect {
+    /// The name used in JSON, metrics and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Anthropic => "anthropic",
+        }
+    }
+}
+
+/// Where a provider wants its credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthScheme {
+    /// `Authorization: Bearer …`.
+    Bearer,
+    /// `x-api-key: …`.
+    XApiKey,
+    /// No credential at all: a server on the operator's own network.
+    None,
+}
+
+/// A company or server that answers model requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provider {
+    /// Its id, also what callers name in routing preferences.
+    pub id: ProviderId,
+    /// For people.
+    pub name: String,
+    /// Its wire format.
+    pub dialect: Dialect,
+    /// Scheme, host, port and path prefix up to and including the version, e.g. `https://api.openai.com/v1`.
+    pub base_url: String,
+    /// Where the credential goes.
+    pub auth: AuthScheme,
+    /// Whether `base_url` may resolve to a loopback or private address. Off for everything on the public internet.
+    pub private_network: bool,
+    /// Whether streamed requests may carry `stream_options.include_usage`.
+    pub stream_usage: bool,
+    /// Whether the provider keeps generating, and billing, after a caller hangs up.
+    pub bills_after_cancel: bool,
+    /// TCP and TLS connect deadline in milliseconds.
+    pub connect_timeout_ms: u32,
+    /// Deadline from the request's last byte to the answer's first, in milliseconds.
+    pub first_byte_timeout_ms: u32,
+    /// Longest silence inside an answer, in milliseconds.
+    pub idle_timeout_ms: u32,
+    /// A disabled provider is never tried.
+    pub enabled: bool,
+}
+
+/// A provider's secret, sealed. In the log and in checkpoints it is sealed under the cluster's key; in a pushed
+/// snapshot under the key of the node's region.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Its id.
+    pub id: CredentialId,
+    /// The provider it opens.
+    pub provider: ProviderId,
+    /// Counts rewrites of this id; part of what the seal binds.
+    pub version: u32,
+    /// Regions whose nodes may hold it; empty = all.
+    pub regions: Vec<Region>,
+    /// The ciphertext.
+    pub sealed: Sealed,
+    /// When this version was written.
+    pub created_at: UnixMillis,
+}
+
+/// What a caller asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Model {
+    /// `author/slug`.
+    pub id: ModelId,
+    /// For people.
+    pub name: String,
+    /// One or two sentences.
+    pub description: String,
+    /// Most prompt and completion tokens together.
+    pub context_tokens: u32,
+    /// When it entered the catalog.
+    pub created_at: UnixMillis,
+}
+
+/// A model at one provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its id, by default `provider/author/slug`.
+    pub id: EndpointId,
+    /// What it serves.
+    pub model: ModelId,
+    /// Who serves it.
+    pub provider: ProviderId,
+    /// The provider's own name for the model.
+    pub upstream_model: String,
+    /// Where inference runs, when known.
+    pub region: Option<Region>,
+    /// Most completion tokens per request, when the provider caps them.
+    pub max_output_tokens: Option<u32>,
+    /// Lower goes first; endpoints of equal rank share traffic by price.
+    pub rank: u32,
+    /// A disabled endpoint is never tried.
+    pub enabled: bool,
+}
+
+/// One immutable set of prices of an endpoint, in force from `effective_from` until the next one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriceVersion {
+    /// Its id, minted by the control plane.
+    pub id: PriceId,
+    /// What it prices.
+    pub endpoint: EndpointId,
+    /// When it starts to apply.
+    pub effective_from: UnixMillis,
+    /// The prices.
+    pub prices: Prices,
+}
+
+/// What a seal of a provider credential binds, besides the secret: owner, id and version.
+pub fn credential_aad(provider: &ProviderId, id: &CredentialId, version: u32) -> Vec<u8> {
+    format!("credential\n{provider}\n{id}\n{version}").into_bytes()
+}

@@ -1,0 +1,460 @@
+//! What a node routes on: an indexed, read-only view of one revision.
+//!
+//! A snapshot is a set of resources, each one small object at the grain of the admin API. Cloning is cheap (persistent
+//! maps), so a delta is: clone, put or remove a few resources, [`Snapshot::check`], swap. The state hash is the sum of the
+//! resources' digests modulo 2^256: it does not depend on order, and both planes keep it up in O(1) per change.
+
+use std::fmt;
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+use serde::{Deserialize, Serialize};
+
+use crate::budget::{BudgetScope, BudgetView};
+use crate::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
+use crate::ids::{EndpointId, ModelId, OrganizationId, ProjectId, ProviderId, Revision};
+use crate::notice::Notice;
+use crate::tenant::{ApiKey, KeyDigest, Organization, Project, Team, TenantPath};
+use crate::time::UnixMillis;
+
+/// The kind of a resource. The order is the order in which a full snapshot is sent: what is referred to comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceKind {
+    /// [`Provider`].
+    Provider,
+    /// [`Credential`].
+    Credential,
+    /// [`Model`].
+    Model,
+    /// [`Endpoint`].
+    Endpoint,
+    /// [`PriceVersion`].
+    Price,
+    /// [`Notice`].
+    Notice,
+    /// [`Organization`].
+    Organization,
+    /// [`Team`].
+    Team,
+    /// [`Project`].
+    Project,
+    /// [`ApiKey`].
+    ApiKey,
+    /// [`BudgetView`].
+    Budget,
+}
+
+impl ResourceKind {
+    /// The name used in metrics, refusals and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Credential => "credential",
+            Self::Model => "model",
+            Self::Endpoint => "endpoint",
+            Self::Price => "price",
+            Self::Notice => "notice",
+            Self::Organization => "organization",
+            Self::Team => "team",
+            Self::Project => "project",
+            Self::ApiKey => "api_key",
+            Self::Budget => "budget",
+        }
+    }
+}
+
+/// A resource's identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ResourceKey {
+    /// What it is.
+    pub kind: ResourceKind,
+    /// Its id within the kind.
+    pub id: Arc<str>,
+}
+
+impl fmt::Display for ResourceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} `{}`", self.kind.as_str(), self.id)
+    }
+}
+
+/// One object of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Resource {
+    /// A provider.
+    Provider(Provider),
+    /// A provider's secret, sealed for the node's region.
+    Credential(Credential),
+    /// A model.
+    Model(Model),
+    /// A model at a provider.
+    Endpoint(Endpoint),
+    /// Prices of an endpoint.
+    Price(PriceVersion),
+    /// A retirement notice.
+    Notice(Notice),
+    /// An organization.
+    Organization(Organization),
+    /// A team.
+    Team(Team),
+    /// A project.
+    Project(Project),
+    /// An API key.
+    ApiKey(ApiKey),
+    /// A budget and whether it is spent.
+    Budget(BudgetView),
+}
+
+impl Resource {
+    /// Its identity.
+    pub fn key(&self) -> ResourceKey {
+        let (kind, id) = match self {
+            Self::Provider(r) => (ResourceKind::Provider, r.id.text()),
+            Self::Credential(r) => (ResourceKind::Credential, r.id.text()),
+            Self::Model(r) => (ResourceKind::Model, r.id.text()),
+            Self::Endpoint(r) => (ResourceKind::Endpoint, r.id.text()),
+            Self::Price(r) => (ResourceKind::Price, r.id.text()),
+            Self::Notice(r) => (ResourceKind::Notice, r.id.text()),
+            Self::Organization(r) => (ResourceKind::Organization, r.id.text()),
+            Self::Team(r) => (ResourceKind::Team, r.id.text()),
+            Self::Project(r) => (ResourceKind::Project, r.id.text()),
+            Self::ApiKey(r) => (ResourceKind::ApiKey, r.id.text()),
+            Self::Budget(r) => (ResourceKind::Budget, r.budget.id.text()),
+        };
+        ResourceKey { kind, id }
+    }
+}
+
+/// SHA-256 of a resource's stored bytes.
+pub type Digest = [u8; 32];
+
+/// The sum of all resources' digests modulo 2^256, as four little-endian words.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct StateHash([u64; 4]);
+
+impl StateHash {
+    /// Counts a resource in.
+    pub fn add(&mut self, digest: &Digest) {
+        let mut carry = false;
+        for (word, part) in self.0.iter_mut().zip(words(digest)) {
+            let (sum, over) = word.overflowing_add(part);
+            let (sum, over_carry) = sum.overflowing_add(u64::from(carry));
+            *word = sum;
+            carry = over || over_carry;
+        }
+    }
+
+    /// Counts a resource out.
+    pub fn remove(&mut self, digest: &Digest) {
+        let mut borrow = false;
+        for (word, part) in self.0.iter_mut().zip(words(digest)) {
+            let (rest, under) = word.overflowing_sub(part);
+            let (rest, under_borrow) = rest.overflowing_sub(u64::from(borrow));
+            *word = rest;
+            borrow = under || under_borrow;
+        }
+    }
+
+    /// 32 bytes, for the wire.
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut out = [0; 32];
+        for (slot, word) in out.chunks_exact_mut(8).zip(self.0) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+
+    /// Reads the wire form.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let mut hash = Self::default();
+        hash.add(bytes);
+        Some(hash)
+    }
+}
+
+impl fmt::Debug for StateHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+fn words(digest: &Digest) -> impl Iterator<Item = u64> + '_ {
+    digest.chunks_exact(8).map(|part| u64::from_le_bytes(part.try_into().expect("chunks of eight")))
+}
+
+/// Something in a snapshot that does not fit the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inconsistency {
+    /// Where.
+    pub resource: ResourceKey,
+    /// What.
+    pub reason: String,
+}
+
+/// Everything a node needs to answer, at one revision.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// The revision this is.
+    pub revision: Revision,
+    /// Providers by id.
+    pub providers: OrdMap<ProviderId, Arc<Provider>>,
+    /// Credentials by provider, then id.
+    pub credentials: OrdMap<ProviderId, OrdMap<Arc<str>, Arc<Credential>>>,
+    /// Models by id.
+    pub models: OrdMap<ModelId, Arc<Model>>,
+    /// Endpoints by model, then id.
+    pub endpoints: OrdMap<ModelId, OrdMap<EndpointId, Arc<Endpoint>>>,
+    /// Price versions by endpoint, then start (and id, for equal starts).
+    pub prices: OrdMap<EndpointId, OrdMap<(UnixMillis, Arc<str>), Arc<PriceVersion>>>,
+    /// Notices by model, then id.
+    pub notices: OrdMap<ModelId, OrdMap<Arc<str>, Arc<Notice>>>,
+    /// Organizations by id.
+    pub organizations: OrdMap<OrganizationId, Arc<Organization>>,
+    /// Projects by id.
+    pub projects: OrdMap<ProjectId, Arc<Project>>,
+    /// API keys by digest.
+    pub keys: HashMap<KeyDigest, Arc<ApiKey>>,
+    /// Budgets by scope, then id.
+    pub budgets: OrdMap<BudgetScope, OrdMap<Arc<str>, Arc<BudgetView>>>,
+    all: OrdMap<ResourceKey, (Arc<Resource>, Digest)>,
+    hash: StateHash,
+}
+
+impl Snapshot {
+    /// Puts a resource in, in place of the one with the same identity. `digest` is SHA-256 of its stored bytes.
+    pub fn put(&mut self, resource: Resource, digest: Digest) {
+        let key = resource.key();
+        self.remove(&key);
+        self.hash.add(&digest);
+        self.index(&resource);
+        self.all.insert(key, (Arc::new(resource), digest));
+    }
+
+    /// Takes a resource out. Nothing happens when there is none.
+    pub fn remove(&mut self, key: &ResourceKey) {
+        if let Some((resource, digest)) = self.all.remove(key) {
+            self.hash.remove(&digest);
+            self.unindex(&resource);
+        }
+    }
+
+    /// The hash of the whole state.
+    pub fn hash(&self) -> StateHash {
+        self.hash
+    }
+
+    /// How many resources there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Every resource, in the order of [`ResourceKind`].
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.all.values().map(|(resource, _)| resource)
+    }
+
+    /// One resource.
+    pub fn get(&self, key: &ResourceKey) -> Option<&Arc<Resource>> {
+        self.all.get(key).map(|(resource, _)| resource)
+    }
+
+    /// The prices of an endpoint that are in force at `now`.
+    pub fn prices_at(&self, endpoint: &EndpointId, now: UnixMillis) -> Option<&Arc<PriceVersion>> {
+        let versions = self.prices.get(endpoint)?;
+        versions.iter().rev().find(|((from, _), _)| *from <= now).map(|(_, version)| version)
+    }
+
+    /// The tenant path of a key, when every part of it is known.
+    pub fn path(&self, key: &ApiKey) -> Option<TenantPath> {
+        let project = self.projects.get(&key.project)?;
+        self.organizations.get(&project.organization)?;
+        Some(TenantPath {
+            organization: project.organization.clone(),
+            team: project.team.clone(),
+            project: project.id.clone(),
+            key: key.id.clone(),
+        })
+    }
+
+    /// What does not fit: dangling references, negative prices, addresses that are not URLs. Empty = consistent.
+    ///
+    /// `only`: the resources to look at (a delta's), or `None` for all.
+    pub fn check(&self, only: Option<&[ResourceKey]>) -> Vec<Inconsistency> {
+        let mut found = Vec::new();
+        let mut look = |resource: &Resource| {
+            if let Some(reason) = self.problem(resource) {
+                found.push(Inconsistency { resource: resource.key(), reason });
+            }
+        };
+        match only {
+            Some(keys) => keys.iter().filter_map(|key| self.get(key)).for_each(|resource| look(resource)),
+            None => self.resources().for_each(|resource| look(resource)),
+        }
+        found
+    }
+
+    fn problem(&self, resource: &Resource) -> Option<String> {
+        let missing = |there: bool, what: &str, id: &str| (!there).then(|| format!("{what} `{id}` does not exist"));
+        match resource {
+            Resource::Provider(r) => base_url_problem(&r.base_url),
+            Resource::Credential(r) => missing(self.providers.contains_key(&r.provider), "provider", r.provider.as_str()),
+            Resource::Endpoint(r) => missing(self.providers.contains_key(&r.provider), "provider", r.provider.as_str())
+                .or_else(|| missing(self.models.contains_key(&r.model), "model", r.model.as_str()))
+                .or_else(|| r.upstream_model.is_empty().then(|| "upstream model is empty".into())),
+            Resource::Price(r) => r.prices.negative_field().map(|field| format!("price `{field}` is negative")),
+            Resource::Project(r) => {
+                missing(self.organizations.contains_key(&r.organization), "organization", r.organization.as_str())
+            }
+            Resource::ApiKey(r) => missing(self.projects.contains_key(&r.project), "project", r.project.as_str()),
+            Resource::Notice(r) => r.sunset_at.is_some_and(|at| at < r.deprecated_at).then(|| "sunset is before deprecation".into()),
+            Resource::Model(_) | Resource::Organization(_) | Resource::Team(_) | Resource::Budget(_) => None,
+        }
+    }
+
+    fn index(&mut self, resource: &Resource) {
+        match resource {
+            Resource::Provider(r) => drop(self.providers.insert(r.id.clone(), Arc::new(r.clone()))),
+            Resource::Credential(r) => {
+                drop(self.credentials.entry(r.provider.clone()).or_default().insert(r.id.text(), Arc::new(r.clone())));
+            }
+            Resource::Model(r) => drop(self.models.insert(r.id.clone(), Arc::new(r.clone()))),
+            Resource::Endpoint(r) => {
+                drop(self.endpoints.entry(r.model.clone()).or_default().insert(r.id.clone(), Arc::new(r.clone())));
+            }
+            Resource::Price(r) => {
+                let versions = self.prices.entry(r.endpoint.clone()).or_default();
+                drop(versions.insert((r.effective_from, r.id.text()), Arc::new(r.clone())));
+            }
+            Resource::Notice(r) => {
+                drop(self.notices.entry(r.model.clone()).or_default().insert(r.id.text(), Arc::new(r.clone())));
+            }
+            Resource::Organization(r) => drop(self.organizations.insert(r.id.clone(), Arc::new(r.clone()))),
+            Resource::Project(r) => drop(self.projects.insert(r.id.clone(), Arc::new(r.clone()))),
+            Resource::ApiKey(r) => drop(self.keys.insert(r.digest, Arc::new(r.clone()))),
+            Resource::Budget(r) => {
+                let at_scope = self.budgets.entry(r.budget.scope.clone()).or_default();
+                drop(at_scope.insert(r.budget.id.text(), Arc::new(r.clone())));
+            }
+            Resource::Team(_) => {}
+        }
+    }
+
+    fn unindex(&mut self, resource: &Resource) {
+        match resource {
+            Resource::Provider(r) => drop(self.providers.remove(&r.id)),
+            Resource::Credential(r) => drop_inner(&mut self.credentials, &r.provider, &r.id.text()),
+            Resource::Model(r) => drop(self.models.remove(&r.id)),
+            Resource::Endpoint(r) => drop_inner(&mut self.endpoints, &r.model, &r.id),
+            Resource::Price(r) => drop_inner(&mut self.prices, &r.endpoint, &(r.effective_from, r.id.text())),
+            Resource::Notice(r) => drop_inner(&mut self.notices, &r.model, &r.id.text()),
+            Resource::Organization(r) => drop(self.organizations.remove(&r.id)),
+            Resource::Project(r) => drop(self.projects.remove(&r.id)),
+            Resource::ApiKey(r) => drop(self.keys.remove(&r.digest)),
+            Resource::Budget(r) => drop_inner(&mut self.budgets, &r.budget.scope, &r.budget.id.text()),
+            Resource::Team(_) => {}
+        }
+    }
+}
+
+fn drop_inner<A: Ord + Clone, B: Ord + Clone, V: Clone>(map: &mut OrdMap<A, OrdMap<B, V>>, outer: &A, inner: &B) {
+    if let Some(entries) = map.get_mut(outer) {
+        entries.remove(inner);
+        if entries.is_empty() {
+            map.remove(outer);
+        }
+    }
+}
+
+/// What is wrong with a provider's base URL, for the admin API and for [`Snapshot::check`].
+pub fn base_url_problem(url: &str) -> Option<String> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let Some(rest) = rest else { return Some("base URL must start with `https://` or `http://`".into()) };
+    let host = rest.split('/').next().unwrap_or_default();
+    if host.is_empty() {
+        return Some("base URL has no host".into());
+    }
+    if rest.contains(['@', '#', '?', ' ', '\\']) || rest.chars().any(char::is_control) {
+        return Some("base URL may not contain user names, queries, fragments, spaces or control characters".into());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cost::Prices;
+    use crate::ids::PriceId;
+    use crate::money::Price;
+
+    fn price(id: &str, from: i64) -> Resource {
+        Resource::Price(PriceVersion {
+            id: PriceId::trusted(id),
+            endpoint: EndpointId::trusted("e"),
+            effective_from: UnixMillis(from),
+            prices: Prices {
+                input: Price(from),
+                output: Price(1),
+                input_cache_read: None,
+                input_cache_write: None,
+                output_reasoning: None,
+                request: None,
+            },
+        })
+    }
+
+    #[test]
+    fn the_hash_forgets_what_was_taken_out_and_does_not_know_the_order() {
+        let (a, b) = (price("a", 1), price("b", 2));
+        let mut one = Snapshot::default();
+        one.put(a.clone(), [0xff; 32]);
+        one.put(b.clone(), [0x81; 32]);
+        let mut other = Snapshot::default();
+        other.put(b, [0x81; 32]);
+        other.put(price("c", 9), [3; 32]);
+        other.put(a, [0xff; 32]);
+        other.remove(&price("c", 9).key());
+        assert_eq!(one.hash(), other.hash());
+        assert_eq!(StateHash::from_bytes(&one.hash().to_bytes()), Some(one.hash()));
+        one.remove(&price("a", 1).key());
+        assert_ne!(one.hash(), other.hash());
+    }
+
+    #[test]
+    fn the_price_in_force_is_the_latest_that_has_started() {
+        let mut snapshot = Snapshot::default();
+        for (id, from) in [("b", 200), ("a", 100), ("c", 300)] {
+            snapshot.put(price(id, from), [from as u8; 32]);
+        }
+        let at = |now| snapshot.prices_at(&EndpointId::trusted("e"), UnixMillis(now)).map(|p| p.id.to_string());
+        assert_eq!(at(99), None);
+        assert_eq!(at(100).as_deref(), Some("a"));
+        assert_eq!(at(299).as_deref(), Some("b"));
+        assert_eq!(at(i64::MAX).as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_dangling_reference_is_reported_with_its_resource() {
+        let mut snapshot = Snapshot::default();
+        let endpoint = Endpoint {
+            id: EndpointId::trusted("e"),
+            model: ModelId::trusted("a/b"),
+            provider: ProviderId::trusted("p"),
+            upstream_model: "b".into(),
+            region: None,
+            max_output_tokens: None,
+            rank: 0,
+            enabled: true,
+        };
+        snapshot.put(Resource::Endpoint(endpoint), [1; 32]);
+        let found = snapshot.check(None);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].reason, "provider `p` does not exist");
+    }
+}
