@@ -1,1 +1,3 @@
-//! support
+//! What the suites share: the real parts they start, and how they wait for them.
+
+pub mod kafka;
