@@ -1,1 +1,19 @@
-//! map
+//! Every shape that crosses a process or a disk, and its one codec.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`codec`] | the only bincode calls: magic, kind, length, checksum |
+//! | [`command`] | Raft log entries: admin writes, joins, recorded spend; and their outcomes |
+//! | [`push`] | the stream between control plane and nodes, and resources in their stored form |
+//! | [`peer`] | what replicas say to each other |
+//! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
+//! | [`spool`] | usage records on a node's disk |
+//! | [`admin`] | JSON bodies of the admin API |
+
+pub mod admin;
+pub mod codec;
+pub mod command;
+pub mod peer;
+pub mod push;
+pub mod spool;
+pub mod usage;

@@ -70,10 +70,19 @@ pub struct Charge {
 pub fn charge(counts: &TokenCounts, prices: &Prices) -> Result<Charge, MoneyFault> {
     let mut charge = Charge {
         input: prices.input.charge(counts.input)?,
-        input_cache_read: prices.input_cache_read.unwrap_or(prices.input).charge(counts.input_cache_read)?,
-        input_cache_write: prices.input_cache_write.unwrap_or(prices.input).charge(counts.input_cache_write)?,
+        input_cache_read: prices
+            .input_cache_read
+            .unwrap_or(prices.input)
+            .charge(counts.input_cache_read)?,
+        input_cache_write: prices
+            .input_cache_write
+            .unwrap_or(prices.input)
+            .charge(counts.input_cache_write)?,
         output: prices.output.charge(counts.output)?,
-        output_reasoning: prices.output_reasoning.unwrap_or(prices.output).charge(counts.output_reasoning)?,
+        output_reasoning: prices
+            .output_reasoning
+            .unwrap_or(prices.output)
+            .charge(counts.output_reasoning)?,
         request: prices.request.unwrap_or_default(),
         total: NanoUsd::ZERO,
     };
@@ -104,7 +113,13 @@ mod tests {
             output_reasoning: None,
             request: Some(NanoUsd(7)),
         };
-        let counts = TokenCounts { input: 10, input_cache_read: 4, input_cache_write: 3, output: 5, output_reasoning: 2 };
+        let counts = TokenCounts {
+            input: 10,
+            input_cache_read: 4,
+            input_cache_write: 3,
+            output: 5,
+            output_reasoning: 2,
+        };
         let charge = charge(&counts, &prices).unwrap();
         assert_eq!(charge.input, NanoUsd(20_000));
         assert_eq!(charge.input_cache_read, NanoUsd(2_000));

@@ -69,7 +69,12 @@ impl AttemptFault {
     pub fn another_may_work(self) -> bool {
         match self {
             Self::Status(status) => !matches!(status, 400 | 404 | 405 | 409 | 411..=418 | 422),
-            Self::Connect | Self::Address | Self::Timeout | Self::Broken | Self::Garbled | Self::Credential => true,
+            Self::Connect
+            | Self::Address
+            | Self::Timeout
+            | Self::Broken
+            | Self::Garbled
+            | Self::Credential => true,
         }
     }
 }
@@ -250,7 +255,13 @@ pub struct FaultSpec {
 }
 
 const fn spec(code: &'static str, status: u16, kind: &'static str, owner: Owner, retry: bool) -> FaultSpec {
-    FaultSpec { code, status, kind, owner, retry }
+    FaultSpec {
+        code,
+        status,
+        kind,
+        owner,
+        retry,
+    }
 }
 
 impl Fault {
@@ -264,21 +275,34 @@ impl Fault {
             Self::TooDeep { .. } => spec("json_too_deep", 400, "invalid_request_error", Caller, false),
             Self::TooLarge { .. } => spec("request_too_large", 413, "invalid_request_error", Caller, false),
             Self::SlowBody => spec("request_timeout", 408, "invalid_request_error", Caller, false),
-            Self::MissingKey | Self::InvalidKey => spec("invalid_api_key", 401, "invalid_request_error", Caller, false),
+            Self::MissingKey | Self::InvalidKey => {
+                spec("invalid_api_key", 401, "invalid_request_error", Caller, false)
+            }
             Self::RevokedKey => spec("revoked_api_key", 401, "invalid_request_error", Caller, false),
             Self::ExpiredKey => spec("expired_api_key", 401, "invalid_request_error", Caller, false),
             Self::TenantDisabled { .. } => spec("tenant_disabled", 403, "permission_error", Tenant, false),
             Self::ModelForbidden { .. } => spec("model_forbidden", 403, "permission_error", Tenant, false),
-            Self::ModelNotFound { .. } => spec("model_not_found", 404, "invalid_request_error", Caller, false),
+            Self::ModelNotFound { .. } => {
+                spec("model_not_found", 404, "invalid_request_error", Caller, false)
+            }
             Self::ModelRetired { .. } => spec("model_retired", 410, "invalid_request_error", Caller, false),
             Self::NoEndpoints { .. } => spec("no_endpoints", 404, "invalid_request_error", Operator, false),
-            Self::BudgetExhausted { .. } => spec("budget_exhausted", 403, "insufficient_quota", Tenant, false),
-            Self::RouteNotFound { .. } => spec("route_not_found", 404, "invalid_request_error", Caller, false),
-            Self::UpstreamRejected { .. } => spec("upstream_rejected", 400, "invalid_request_error", Caller, false),
-            Self::AttemptsExhausted { last: AttemptFault::Timeout, .. } => {
-                spec("upstream_timeout", 504, "server_error", Provider, false)
+            Self::BudgetExhausted { .. } => {
+                spec("budget_exhausted", 403, "insufficient_quota", Tenant, false)
             }
-            Self::AttemptsExhausted { .. } => spec("attempts_exhausted", 502, "server_error", Provider, false),
+            Self::RouteNotFound { .. } => {
+                spec("route_not_found", 404, "invalid_request_error", Caller, false)
+            }
+            Self::UpstreamRejected { .. } => {
+                spec("upstream_rejected", 400, "invalid_request_error", Caller, false)
+            }
+            Self::AttemptsExhausted {
+                last: AttemptFault::Timeout,
+                ..
+            } => spec("upstream_timeout", 504, "server_error", Provider, false),
+            Self::AttemptsExhausted { .. } => {
+                spec("attempts_exhausted", 502, "server_error", Provider, false)
+            }
             Self::StreamBroken { .. } => spec("upstream_broken", 502, "server_error", Provider, false),
             Self::StreamError { .. } => spec("upstream_error", 502, "server_error", Provider, false),
             Self::NoSnapshot => spec("no_snapshot", 503, "server_error", Operator, true),
@@ -294,7 +318,10 @@ impl Fault {
     pub fn status(&self) -> u16 {
         match self {
             Self::UpstreamRejected { status, .. } => *status,
-            Self::AttemptsExhausted { last: AttemptFault::Status(status @ (429 | 503 | 529)), .. } => *status,
+            Self::AttemptsExhausted {
+                last: AttemptFault::Status(status @ (429 | 503 | 529)),
+                ..
+            } => *status,
             _ => self.spec().status,
         }
     }
@@ -303,9 +330,10 @@ impl Fault {
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::InvalidField { field, .. } | Self::DuplicateKey { field } => Some(field),
-            Self::ModelNotFound { .. } | Self::ModelRetired { .. } | Self::NoEndpoints { .. } | Self::ModelForbidden { .. } => {
-                Some("model")
-            }
+            Self::ModelNotFound { .. }
+            | Self::ModelRetired { .. }
+            | Self::NoEndpoints { .. }
+            | Self::ModelForbidden { .. } => Some("model"),
             _ => None,
         }
     }
@@ -317,8 +345,13 @@ impl Fault {
         let text = || "…".to_owned();
         vec![
             Self::InvalidJson { detail: text() },
-            Self::InvalidField { field: "model".into(), detail: text() },
-            Self::DuplicateKey { field: "model".into() },
+            Self::InvalidField {
+                field: "model".into(),
+                detail: text(),
+            },
+            Self::DuplicateKey {
+                field: "model".into(),
+            },
             Self::TooDeep { max: 128 },
             Self::TooLarge { max: 33_554_432 },
             Self::SlowBody,
@@ -328,16 +361,50 @@ impl Fault {
             Self::ExpiredKey,
             Self::TenantDisabled { level: "project" },
             Self::ModelForbidden { model: model.clone() },
-            Self::ModelNotFound { model: text(), close: vec![model.clone()] },
-            Self::ModelRetired { model: model.clone(), at: UnixMillis(0), successor: Some(model.clone()) },
-            Self::NoEndpoints { model, reason: text() },
-            Self::BudgetExhausted { level: "project", budget: text(), resets_at: None },
-            Self::RouteNotFound { method: "GET".into(), path: "/".into() },
-            Self::UpstreamRejected { provider: provider.clone(), status: 400, message: text() },
-            Self::AttemptsExhausted { tried: 2, provider: provider.clone(), last: AttemptFault::Connect },
-            Self::AttemptsExhausted { tried: 2, provider: provider.clone(), last: AttemptFault::Timeout },
-            Self::StreamBroken { provider: provider.clone() },
-            Self::StreamError { provider, message: text() },
+            Self::ModelNotFound {
+                model: text(),
+                close: vec![model.clone()],
+            },
+            Self::ModelRetired {
+                model: model.clone(),
+                at: UnixMillis(0),
+                successor: Some(model.clone()),
+            },
+            Self::NoEndpoints {
+                model,
+                reason: text(),
+            },
+            Self::BudgetExhausted {
+                level: "project",
+                budget: text(),
+                resets_at: None,
+            },
+            Self::RouteNotFound {
+                method: "GET".into(),
+                path: "/".into(),
+            },
+            Self::UpstreamRejected {
+                provider: provider.clone(),
+                status: 400,
+                message: text(),
+            },
+            Self::AttemptsExhausted {
+                tried: 2,
+                provider: provider.clone(),
+                last: AttemptFault::Connect,
+            },
+            Self::AttemptsExhausted {
+                tried: 2,
+                provider: provider.clone(),
+                last: AttemptFault::Timeout,
+            },
+            Self::StreamBroken {
+                provider: provider.clone(),
+            },
+            Self::StreamError {
+                provider,
+                message: text(),
+            },
             Self::NoSnapshot,
             Self::ControlPlaneStale,
             Self::BillingUnavailable,
@@ -386,19 +453,37 @@ mod tests {
 
     #[test]
     fn messages_name_the_thing_and_say_what_to_do() {
-        let fault = Fault::ModelNotFound { model: "gpt".into(), close: vec![ModelId::trusted("openai/gpt-5")] };
-        assert_eq!(fault.to_string(), "model `gpt` does not exist; did you mean `openai/gpt-5`?");
+        let fault = Fault::ModelNotFound {
+            model: "gpt".into(),
+            close: vec![ModelId::trusted("openai/gpt-5")],
+        };
+        assert_eq!(
+            fault.to_string(),
+            "model `gpt` does not exist; did you mean `openai/gpt-5`?"
+        );
         assert_eq!(fault.status(), 404);
     }
 
     #[test]
     fn a_provider_keeps_its_own_status_when_it_refuses_or_is_saturated() {
         let provider = ProviderId::trusted("p");
-        let refused = Fault::UpstreamRejected { provider: provider.clone(), status: 422, message: "no".into() };
+        let refused = Fault::UpstreamRejected {
+            provider: provider.clone(),
+            status: 422,
+            message: "no".into(),
+        };
         assert_eq!(refused.status(), 422);
-        let busy = Fault::AttemptsExhausted { tried: 1, provider: provider.clone(), last: AttemptFault::Status(429) };
+        let busy = Fault::AttemptsExhausted {
+            tried: 1,
+            provider: provider.clone(),
+            last: AttemptFault::Status(429),
+        };
         assert_eq!(busy.status(), 429);
-        let broken = Fault::AttemptsExhausted { tried: 1, provider, last: AttemptFault::Status(500) };
+        let broken = Fault::AttemptsExhausted {
+            tried: 1,
+            provider,
+            last: AttemptFault::Status(500),
+        };
         assert_eq!(broken.status(), 502);
     }
 }

@@ -39,7 +39,10 @@ fn checked(text: &str, extra: &str, allowed: &'static str) -> Result<Arc<str>, I
     if text.len() > ID_BYTES_MAX {
         return Err(IdFault::Long(text.len()));
     }
-    match text.chars().find(|c| !(c.is_ascii_alphanumeric() || extra.contains(*c))) {
+    match text
+        .chars()
+        .find(|c| !(c.is_ascii_alphanumeric() || extra.contains(*c)))
+    {
         Some(found) => Err(IdFault::Character { found, allowed }),
         None => Ok(Arc::from(text)),
     }
@@ -139,7 +142,9 @@ impl ModelId {
 
     /// The part before the `/`, or the whole id when there is none.
     pub fn author(&self) -> &str {
-        self.as_str().split_once('/').map_or(self.as_str(), |(author, _)| author)
+        self.as_str()
+            .split_once('/')
+            .map_or(self.as_str(), |(author, _)| author)
     }
 }
 
@@ -172,7 +177,9 @@ pub struct WriterId(pub u128);
 impl WriterId {
     /// Reads the 32-digit hex form.
     pub fn parse(text: &str) -> Option<Self> {
-        (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+        (text.len() == 32)
+            .then(|| u128::from_str_radix(text, 16).ok().map(Self))
+            .flatten()
     }
 }
 
@@ -190,7 +197,11 @@ impl fmt::Debug for WriterId {
 
 impl Serialize for WriterId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() { serializer.collect_str(self) } else { serializer.serialize_u128(self.0) }
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            serializer.serialize_u128(self.0)
+        }
     }
 }
 
@@ -213,15 +224,28 @@ mod tests {
     fn an_id_names_its_first_bad_character() {
         assert_eq!(OrganizationId::parse("acme").unwrap().as_str(), "acme");
         assert_eq!(OrganizationId::parse(""), Err(IdFault::Empty));
-        assert!(matches!(OrganizationId::parse("a b"), Err(IdFault::Character { found: ' ', .. })));
-        assert!(matches!(OrganizationId::parse(&"x".repeat(129)), Err(IdFault::Long(129))));
+        assert!(matches!(
+            OrganizationId::parse("a b"),
+            Err(IdFault::Character { found: ' ', .. })
+        ));
+        assert!(matches!(
+            OrganizationId::parse(&"x".repeat(129)),
+            Err(IdFault::Long(129))
+        ));
     }
 
     #[test]
     fn a_model_id_needs_author_and_slug() {
-        assert_eq!(ModelId::parse_author_slug("openai/gpt-5").unwrap().author(), "openai");
+        assert_eq!(
+            ModelId::parse_author_slug("openai/gpt-5").unwrap().author(),
+            "openai"
+        );
         for bad in ["gpt-5", "/x", "x/", "a/b/c"] {
-            assert_eq!(ModelId::parse_author_slug(bad), Err(IdFault::NotAuthorSlug), "{bad}");
+            assert_eq!(
+                ModelId::parse_author_slug(bad),
+                Err(IdFault::NotAuthorSlug),
+                "{bad}"
+            );
         }
     }
 

@@ -39,7 +39,9 @@ pub fn mint(kind: KeyKind, entropy: &[u8; 32]) -> Secret<String> {
 
 /// Whether a text has the form of a key of this kind, checksum included.
 pub fn is_well_formed(kind: KeyKind, text: &str) -> bool {
-    let Some(rest) = text.strip_prefix(kind.prefix()) else { return false };
+    let Some(rest) = text.strip_prefix(kind.prefix()) else {
+        return false;
+    };
     if rest.len() != ENTROPY_DIGITS + CHECK_DIGITS || !rest.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return false;
     }
@@ -49,7 +51,9 @@ pub fn is_well_formed(kind: KeyKind, text: &str) -> bool {
 
 /// The last four characters, for lists.
 pub fn last4(text: &str) -> String {
-    text.get(text.len().saturating_sub(4)..).unwrap_or_default().to_owned()
+    text.get(text.len().saturating_sub(4)..)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// Big-endian bytes as base62, padded with `0` on the left to `digits`.
@@ -81,7 +85,10 @@ mod tests {
         for place in 9..key.expose().len() {
             let mut changed = key.expose().clone().into_bytes();
             changed[place] = if changed[place] == b'x' { b'y' } else { b'x' };
-            assert!(!is_well_formed(KeyKind::Inference, &String::from_utf8(changed).unwrap()), "digit {place}");
+            assert!(
+                !is_well_formed(KeyKind::Inference, &String::from_utf8(changed).unwrap()),
+                "digit {place}"
+            );
         }
     }
 
@@ -89,7 +96,10 @@ mod tests {
     fn the_checksum_is_the_published_scheme() {
         // Known pair of the scheme: CRC-32/IEEE over the random part, base62, six digits.
         let random = "zQWBuTSOoRi4A9spHcVY5ncnsDkxkJ";
-        assert_eq!(base62(&crc32fast::hash(random.as_bytes()).to_be_bytes(), 6), "0mLq17");
+        assert_eq!(
+            base62(&crc32fast::hash(random.as_bytes()).to_be_bytes(), 6),
+            "0mLq17"
+        );
     }
 
     #[test]

@@ -122,20 +122,27 @@ impl Price {
     /// What `units` cost: one division, rounded half to even to a nano-dollar. For charges.
     pub fn charge(self, units: u64) -> Result<NanoUsd, MoneyFault> {
         let product = i128::from(units) * i128::from(self.0);
-        let (floor, rest) = (product.div_euclid(UNITS_PER_PRICE), product.rem_euclid(UNITS_PER_PRICE));
+        let (floor, rest) = (
+            product.div_euclid(UNITS_PER_PRICE),
+            product.rem_euclid(UNITS_PER_PRICE),
+        );
         let up = match (rest * 2).cmp(&UNITS_PER_PRICE) {
             std::cmp::Ordering::Greater => 1,
             std::cmp::Ordering::Equal => floor & 1,
             std::cmp::Ordering::Less => 0,
         };
-        i64::try_from(floor + up).map(NanoUsd).map_err(|_| MoneyFault::Range)
+        i64::try_from(floor + up)
+            .map(NanoUsd)
+            .map_err(|_| MoneyFault::Range)
     }
 
     /// What `units` cost at most: rounded up. For holds and fees.
     pub fn charge_up(self, units: u64) -> Result<NanoUsd, MoneyFault> {
         let product = i128::from(units) * i128::from(self.0);
         let up = i128::from(product.rem_euclid(UNITS_PER_PRICE) != 0);
-        i64::try_from(product.div_euclid(UNITS_PER_PRICE) + up).map(NanoUsd).map_err(|_| MoneyFault::Range)
+        i64::try_from(product.div_euclid(UNITS_PER_PRICE) + up)
+            .map(NanoUsd)
+            .map_err(|_| MoneyFault::Range)
     }
 }
 
@@ -145,7 +152,12 @@ mod tests {
 
     #[test]
     fn amounts_survive_their_decimal_form() {
-        for (text, nano) in [("0", 0), ("2.5", 2_500_000_000), ("-0.000000001", -1), ("9223372036.854775807", i64::MAX)] {
+        for (text, nano) in [
+            ("0", 0),
+            ("2.5", 2_500_000_000),
+            ("-0.000000001", -1),
+            ("9223372036.854775807", i64::MAX),
+        ] {
             assert_eq!(NanoUsd::parse(text), Ok(NanoUsd(nano)), "{text}");
             assert_eq!(NanoUsd(nano).to_string(), text);
         }
@@ -170,7 +182,13 @@ mod tests {
     #[test]
     fn charges_round_half_to_even_and_holds_round_up() {
         // price 1 nano per million: 500,000 units are half a nano.
-        for (units, even, up) in [(499_999, 0, 1), (500_000, 0, 1), (500_001, 1, 1), (1_500_000, 2, 2), (2_500_000, 2, 3)] {
+        for (units, even, up) in [
+            (499_999, 0, 1),
+            (500_000, 0, 1),
+            (500_001, 1, 1),
+            (1_500_000, 2, 2),
+            (2_500_000, 2, 3),
+        ] {
             assert_eq!(Price(1).charge(units), Ok(NanoUsd(even)), "{units}");
             assert_eq!(Price(1).charge_up(units), Ok(NanoUsd(up)), "{units}");
         }

@@ -42,7 +42,11 @@ pub fn seal(key: &Key, aad: &[u8], plain: &[u8]) -> Sealed {
     nonce.copy_from_slice(&message.sign().as_ref()[..NONCE_LEN]);
     let mut ciphertext = plain.to_vec();
     cipher(key)
-        .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut ciphertext)
+        .seal_in_place_append_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(aad),
+            &mut ciphertext,
+        )
         .expect("secrets are far below the cipher's length limit");
     Sealed { nonce, ciphertext }
 }
@@ -51,7 +55,10 @@ pub fn seal(key: &Key, aad: &[u8], plain: &[u8]) -> Sealed {
 pub fn open(key: &Key, aad: &[u8], sealed: &Sealed) -> Result<Secret<Vec<u8>>, SealFault> {
     let mut bytes = sealed.ciphertext.clone();
     let nonce = Nonce::assume_unique_for_key(sealed.nonce);
-    let length = cipher(key).open_in_place(nonce, Aad::from(aad), &mut bytes).map_err(|_| SealFault)?.len();
+    let length = cipher(key)
+        .open_in_place(nonce, Aad::from(aad), &mut bytes)
+        .map_err(|_| SealFault)?
+        .len();
     bytes.truncate(length);
     Ok(Secret::new(bytes))
 }

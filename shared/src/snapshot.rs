@@ -176,12 +176,16 @@ impl StateHash {
 
 impl fmt::Debug for StateHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.to_bytes()
+            .iter()
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
 fn words(digest: &Digest) -> impl Iterator<Item = u64> + '_ {
-    digest.chunks_exact(8).map(|part| u64::from_le_bytes(part.try_into().expect("chunks of eight")))
+    digest
+        .chunks_exact(8)
+        .map(|part| u64::from_le_bytes(part.try_into().expect("chunks of eight")))
 }
 
 /// Something in a snapshot that does not fit the rest.
@@ -268,7 +272,11 @@ impl Snapshot {
     /// The prices of an endpoint that are in force at `now`.
     pub fn prices_at(&self, endpoint: &EndpointId, now: UnixMillis) -> Option<&Arc<PriceVersion>> {
         let versions = self.prices.get(endpoint)?;
-        versions.iter().rev().find(|((from, _), _)| *from <= now).map(|(_, version)| version)
+        versions
+            .iter()
+            .rev()
+            .find(|((from, _), _)| *from <= now)
+            .map(|(_, version)| version)
     }
 
     /// The tenant path of a key, when every part of it is known.
@@ -290,30 +298,61 @@ impl Snapshot {
         let mut found = Vec::new();
         let mut look = |resource: &Resource| {
             if let Some(reason) = self.problem(resource) {
-                found.push(Inconsistency { resource: resource.key(), reason });
+                found.push(Inconsistency {
+                    resource: resource.key(),
+                    reason,
+                });
             }
         };
         match only {
-            Some(keys) => keys.iter().filter_map(|key| self.get(key)).for_each(|resource| look(resource)),
+            Some(keys) => keys
+                .iter()
+                .filter_map(|key| self.get(key))
+                .for_each(|resource| look(resource)),
             None => self.resources().for_each(|resource| look(resource)),
         }
         found
     }
 
     fn problem(&self, resource: &Resource) -> Option<String> {
-        let missing = |there: bool, what: &str, id: &str| (!there).then(|| format!("{what} `{id}` does not exist"));
+        let missing =
+            |there: bool, what: &str, id: &str| (!there).then(|| format!("{what} `{id}` does not exist"));
         match resource {
             Resource::Provider(r) => base_url_problem(&r.base_url),
-            Resource::Credential(r) => missing(self.providers.contains_key(&r.provider), "provider", r.provider.as_str()),
-            Resource::Endpoint(r) => missing(self.providers.contains_key(&r.provider), "provider", r.provider.as_str())
-                .or_else(|| missing(self.models.contains_key(&r.model), "model", r.model.as_str()))
-                .or_else(|| r.upstream_model.is_empty().then(|| "upstream model is empty".into())),
-            Resource::Price(r) => r.prices.negative_field().map(|field| format!("price `{field}` is negative")),
-            Resource::Project(r) => {
-                missing(self.organizations.contains_key(&r.organization), "organization", r.organization.as_str())
-            }
-            Resource::ApiKey(r) => missing(self.projects.contains_key(&r.project), "project", r.project.as_str()),
-            Resource::Notice(r) => r.sunset_at.is_some_and(|at| at < r.deprecated_at).then(|| "sunset is before deprecation".into()),
+            Resource::Credential(r) => missing(
+                self.providers.contains_key(&r.provider),
+                "provider",
+                r.provider.as_str(),
+            ),
+            Resource::Endpoint(r) => missing(
+                self.providers.contains_key(&r.provider),
+                "provider",
+                r.provider.as_str(),
+            )
+            .or_else(|| missing(self.models.contains_key(&r.model), "model", r.model.as_str()))
+            .or_else(|| {
+                r.upstream_model
+                    .is_empty()
+                    .then(|| "upstream model is empty".into())
+            }),
+            Resource::Price(r) => r
+                .prices
+                .negative_field()
+                .map(|field| format!("price `{field}` is negative")),
+            Resource::Project(r) => missing(
+                self.organizations.contains_key(&r.organization),
+                "organization",
+                r.organization.as_str(),
+            ),
+            Resource::ApiKey(r) => missing(
+                self.projects.contains_key(&r.project),
+                "project",
+                r.project.as_str(),
+            ),
+            Resource::Notice(r) => r
+                .sunset_at
+                .is_some_and(|at| at < r.deprecated_at)
+                .then(|| "sunset is before deprecation".into()),
             Resource::Model(_) | Resource::Organization(_) | Resource::Team(_) | Resource::Budget(_) => None,
         }
     }
@@ -322,18 +361,33 @@ impl Snapshot {
         match resource {
             Resource::Provider(r) => drop(self.providers.insert(r.id.clone(), Arc::new(r.clone()))),
             Resource::Credential(r) => {
-                drop(self.credentials.entry(r.provider.clone()).or_default().insert(r.id.text(), Arc::new(r.clone())));
+                drop(
+                    self.credentials
+                        .entry(r.provider.clone())
+                        .or_default()
+                        .insert(r.id.text(), Arc::new(r.clone())),
+                );
             }
             Resource::Model(r) => drop(self.models.insert(r.id.clone(), Arc::new(r.clone()))),
             Resource::Endpoint(r) => {
-                drop(self.endpoints.entry(r.model.clone()).or_default().insert(r.id.clone(), Arc::new(r.clone())));
+                drop(
+                    self.endpoints
+                        .entry(r.model.clone())
+                        .or_default()
+                        .insert(r.id.clone(), Arc::new(r.clone())),
+                );
             }
             Resource::Price(r) => {
                 let versions = self.prices.entry(r.endpoint.clone()).or_default();
                 drop(versions.insert((r.effective_from, r.id.text()), Arc::new(r.clone())));
             }
             Resource::Notice(r) => {
-                drop(self.notices.entry(r.model.clone()).or_default().insert(r.id.text(), Arc::new(r.clone())));
+                drop(
+                    self.notices
+                        .entry(r.model.clone())
+                        .or_default()
+                        .insert(r.id.text(), Arc::new(r.clone())),
+                );
             }
             Resource::Organization(r) => drop(self.organizations.insert(r.id.clone(), Arc::new(r.clone()))),
             Resource::Project(r) => drop(self.projects.insert(r.id.clone(), Arc::new(r.clone()))),
@@ -363,7 +417,11 @@ impl Snapshot {
     }
 }
 
-fn drop_inner<A: Ord + Clone, B: Ord + Clone, V: Clone>(map: &mut OrdMap<A, OrdMap<B, V>>, outer: &A, inner: &B) {
+fn drop_inner<A: Ord + Clone, B: Ord + Clone, V: Clone>(
+    map: &mut OrdMap<A, OrdMap<B, V>>,
+    outer: &A,
+    inner: &B,
+) {
     if let Some(entries) = map.get_mut(outer) {
         entries.remove(inner);
         if entries.is_empty() {
@@ -374,14 +432,20 @@ fn drop_inner<A: Ord + Clone, B: Ord + Clone, V: Clone>(map: &mut OrdMap<A, OrdM
 
 /// What is wrong with a provider's base URL, for the admin API and for [`Snapshot::check`].
 pub fn base_url_problem(url: &str) -> Option<String> {
-    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-    let Some(rest) = rest else { return Some("base URL must start with `https://` or `http://`".into()) };
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"));
+    let Some(rest) = rest else {
+        return Some("base URL must start with `https://` or `http://`".into());
+    };
     let host = rest.split('/').next().unwrap_or_default();
     if host.is_empty() {
         return Some("base URL has no host".into());
     }
     if rest.contains(['@', '#', '?', ' ', '\\']) || rest.chars().any(char::is_control) {
-        return Some("base URL may not contain user names, queries, fragments, spaces or control characters".into());
+        return Some(
+            "base URL may not contain user names, queries, fragments, spaces or control characters".into(),
+        );
     }
     None
 }
@@ -432,7 +496,11 @@ mod tests {
         for (id, from) in [("b", 200), ("a", 100), ("c", 300)] {
             snapshot.put(price(id, from), [from as u8; 32]);
         }
-        let at = |now| snapshot.prices_at(&EndpointId::trusted("e"), UnixMillis(now)).map(|p| p.id.to_string());
+        let at = |now| {
+            snapshot
+                .prices_at(&EndpointId::trusted("e"), UnixMillis(now))
+                .map(|p| p.id.to_string())
+        };
         assert_eq!(at(99), None);
         assert_eq!(at(100).as_deref(), Some("a"));
         assert_eq!(at(299).as_deref(), Some("b"));

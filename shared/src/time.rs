@@ -36,7 +36,9 @@ impl UnixMillis {
 
     /// Reads an RFC 3339 instant.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
-        text.parse::<jiff::Timestamp>().ok().map(|stamp| Self(stamp.as_millisecond()))
+        text.parse::<jiff::Timestamp>()
+            .ok()
+            .map(|stamp| Self(stamp.as_millisecond()))
     }
 
     /// The `Sun, 06 Nov 1994 08:49:37 GMT` form of HTTP dates.
@@ -98,7 +100,10 @@ impl Period {
                 let date = stamp.to_zoned(jiff::tz::TimeZone::UTC).date();
                 let first = date.first_of_month();
                 let start = Day(day.0 - i32::from(date.day()) + 1);
-                (start.start(), Some(Day(start.0 + i32::from(first.days_in_month())).start()))
+                (
+                    start.start(),
+                    Some(Day(start.0 + i32::from(first.days_in_month())).start()),
+                )
             }
             Self::Lifetime => (UnixMillis(0), None),
         }
@@ -125,9 +130,18 @@ mod tests {
     #[test]
     fn windows_start_on_calendar_boundaries() {
         let now = at("2026-02-18T13:00:00Z"); // a Wednesday
-        assert_eq!(Period::Daily.window(now), (at("2026-02-18T00:00:00Z"), Some(at("2026-02-19T00:00:00Z"))));
-        assert_eq!(Period::Weekly.window(now), (at("2026-02-16T00:00:00Z"), Some(at("2026-02-23T00:00:00Z"))));
-        assert_eq!(Period::Monthly.window(now), (at("2026-02-01T00:00:00Z"), Some(at("2026-03-01T00:00:00Z"))));
+        assert_eq!(
+            Period::Daily.window(now),
+            (at("2026-02-18T00:00:00Z"), Some(at("2026-02-19T00:00:00Z")))
+        );
+        assert_eq!(
+            Period::Weekly.window(now),
+            (at("2026-02-16T00:00:00Z"), Some(at("2026-02-23T00:00:00Z")))
+        );
+        assert_eq!(
+            Period::Monthly.window(now),
+            (at("2026-02-01T00:00:00Z"), Some(at("2026-03-01T00:00:00Z")))
+        );
         assert_eq!(Period::Lifetime.window(now), (UnixMillis(0), None));
     }
 }

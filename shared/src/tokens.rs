@@ -23,7 +23,9 @@ pub struct TokenCounts {
 impl TokenCounts {
     /// All prompt tokens.
     pub fn prompt(&self) -> u64 {
-        self.input.saturating_add(self.input_cache_read).saturating_add(self.input_cache_write)
+        self.input
+            .saturating_add(self.input_cache_read)
+            .saturating_add(self.input_cache_write)
     }
 
     /// All completion tokens.

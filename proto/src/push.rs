@@ -1,0 +1,36 @@
+//! The push stream's generated types, and resources in their stored form.
+
+use serde::{Deserialize, Serialize};
+use tollway_shared::seal::sha256;
+use tollway_shared::snapshot::{Digest, Resource};
+
+use crate::codec::{self, CodecFault, Kind};
+
+/// Generated from `tollway/push/v1/push.proto`.
+#[allow(missing_docs, clippy::all, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("tollway.push.v1");
+}
+
+/// Resources per chunk stop at this many bytes; one larger resource travels alone.
+pub const CHUNK_BYTES_MAX: usize = 1 << 20;
+/// Largest message either side accepts.
+pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
+
+/// A resource as it is sent, hashed and written to a node's disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum StoredResource {
+    /// The first released shape.
+    V1(Resource),
+}
+
+/// A resource's stored bytes.
+pub fn encode_resource(resource: &Resource) -> Vec<u8> {
+    codec::encode(Kind::Resource, &StoredResource::V1(resource.clone()))
+}
+
+/// Reads a resource and its digest.
+pub fn decode_resource(bytes: &[u8]) -> Result<(Resource, Digest), CodecFault> {
+    let StoredResource::V1(resource) = codec::decode(Kind::Resource, bytes)?;
+    Ok((resource, sha256(bytes)))
+}
