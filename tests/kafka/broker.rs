@@ -1,5 +1,7 @@
 //! The broker that the other suites rely on: real Apache Kafka starts, keeps what it acknowledged, and comes back.
 
+#![expect(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
