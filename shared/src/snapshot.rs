@@ -197,6 +197,9 @@ pub struct Inconsistency {
     pub reason: String,
 }
 
+/// The price versions of one endpoint by start, then id.
+pub type PriceHistory = OrdMap<(UnixMillis, Arc<str>), Arc<PriceVersion>>;
+
 /// Everything a node needs to answer, at one revision.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -211,7 +214,7 @@ pub struct Snapshot {
     /// Endpoints by model, then id.
     pub endpoints: OrdMap<ModelId, OrdMap<EndpointId, Arc<Endpoint>>>,
     /// Price versions by endpoint, then start (and id, for equal starts).
-    pub prices: OrdMap<EndpointId, OrdMap<(UnixMillis, Arc<str>), Arc<PriceVersion>>>,
+    pub prices: OrdMap<EndpointId, PriceHistory>,
     /// Notices by model, then id.
     pub notices: OrdMap<ModelId, OrdMap<Arc<str>, Arc<Notice>>>,
     /// Organizations by id.
