@@ -19,6 +19,17 @@ pub enum SpoolRecord {
     Outcome(OutcomeRecord),
 }
 
+/// [`SpoolRecord`] by reference, so that a record on the request path is encoded without a copy of it. Same bytes.
+#[derive(Debug, Serialize)]
+pub enum SpoolRecordRef<'a> {
+    /// [`SpoolRecord::Header`].
+    Header(&'a SegmentHeader),
+    /// [`SpoolRecord::Intent`].
+    Intent(&'a UsageEvent),
+    /// [`SpoolRecord::Outcome`].
+    Outcome(&'a OutcomeRecord),
+}
+
 /// What a segment starts with, so that it can be read without the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentHeader {
@@ -45,4 +56,58 @@ pub struct OutcomeRecord {
     pub headers: Vec<(String, String)>,
     /// The event, as JSON.
     pub event: Vec<u8>,
+}
+
+impl OutcomeRecord {
+    /// The outcome of a request whose event is complete, with partition and sequence already in it.
+    pub fn of(event: &UsageEvent) -> Self {
+        let json = serde_json::to_vec(event).expect("an event has only text keys, so it is JSON");
+        Self {
+            request_id: event.request_id.clone(),
+            partition: event.partition,
+            sequence: event.sequence,
+            organization: event.tenant.organization.to_string(),
+            headers: event.headers().map(|(name, text)| (name.to_owned(), text)).into(),
+            event: json,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{self, Kind};
+
+    #[test]
+    fn a_record_by_reference_has_the_bytes_of_the_record() {
+        let event: UsageEvent =
+            serde_json::from_str(include_str!("../examples/usage-event.v1.json")).unwrap();
+        let header = SegmentHeader {
+            writer: event.writer,
+            segment: 7,
+            sequences: vec![0, 300],
+        };
+        let outcome = OutcomeRecord::of(&event);
+        for (by_ref, by_value) in [
+            (
+                SpoolRecordRef::Header(&header),
+                SpoolRecord::Header(header.clone()),
+            ),
+            (
+                SpoolRecordRef::Intent(&event),
+                SpoolRecord::Intent(Box::new(event.clone())),
+            ),
+            (
+                SpoolRecordRef::Outcome(&outcome),
+                SpoolRecord::Outcome(outcome.clone()),
+            ),
+        ] {
+            let bytes = codec::encode(Kind::Spool, &by_ref);
+            assert_eq!(bytes, codec::encode(Kind::Spool, &by_value));
+            assert_eq!(
+                codec::decode::<SpoolRecord>(Kind::Spool, &bytes).unwrap(),
+                by_value
+            );
+        }
+    }
 }

@@ -183,6 +183,25 @@ impl UsageEvent {
     }
 }
 
+/// One line of the embedded usage log, which stands in for Kafka where there is none.
+///
+/// The log is a folder with one file per partition ([`log_file_name`]), only ever appended to; every line is this object as JSON
+/// and ends with `\n`. An offset is a byte count from the start of the file. Bytes after the last `\n` are a line that is still
+/// being written, or was cut by a crash: the writer removes them when it opens the log.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LogLine<'a> {
+    /// What Kafka would carry as headers.
+    pub headers: std::collections::BTreeMap<String, String>,
+    /// The [`UsageEvent`], as it was written.
+    #[serde(borrow)]
+    pub event: &'a serde_json::value::RawValue,
+}
+
+/// The file of a partition in the embedded usage log.
+pub fn log_file_name(partition: i32) -> String {
+    format!("usage-{partition:05}.jsonl")
+}
+
 /// The partition of an organization's events: murmur2 as Java clients compute it, so that stream joins line up.
 pub fn partition_of(organization: &str, partitions: i32) -> i32 {
     let positive = murmur2(organization.as_bytes()) & 0x7fff_ffff;

@@ -1,0 +1,164 @@
+//! What an earlier life left behind: every intent without an outcome becomes one event marked `interrupted`.
+//!
+//! The event is appended to the spool of the writer that made the intent, with that writer's next sequence, before anything is
+//! shipped. So a crash in here changes nothing: the next start finds an outcome where it would have written one.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tollway_proto::codec::{self, Kind};
+use tollway_proto::spool::{OutcomeRecord, SpoolRecord, SpoolRecordRef};
+use tollway_proto::usage::{EndState, UsageEvent, UsageSource, partition_of};
+use tollway_shared::cost;
+use tollway_shared::ids::WriterId;
+
+use super::segment::{self, Cursor, Position};
+use super::spool::{Extent, write_whole};
+
+/// `fault` of an event whose node died.
+const FAULT: &str = "interrupted";
+
+/// A spool that is complete: every intent in it has an outcome.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) extent: Extent,
+    /// Intents that were closed just now.
+    pub(super) interrupted: u64,
+    /// Bytes of records that could not be read.
+    pub(super) damaged_bytes: u64,
+}
+
+/// The folders of earlier writers.
+pub(super) fn leftovers(spool: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(spool)? {
+        let entry = entry?;
+        let writer = entry.file_name().to_str().and_then(WriterId::parse);
+        if writer.is_some() && entry.file_type()?.is_dir() {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Completes one earlier writer's spool. `None` when nothing is left of it; its folder is gone then.
+///
+/// - `partitions`: as configured now, for the events written here.
+pub(super) fn complete(dir: &Path, partitions: i32) -> io::Result<Option<Recovered>> {
+    let name = dir.file_name().and_then(|name| name.to_str());
+    let Some(writer) = name.and_then(WriterId::parse) else {
+        return Err(io::Error::other("the folder's name is not a writer id"));
+    };
+    let mut left = Left::default();
+    let mut end = None;
+    let mut bytes = 0;
+    for number in segment::list(dir)? {
+        let start = Position {
+            segment: number,
+            offset: 0,
+        };
+        let mut cursor = Cursor::open(dir, start)?;
+        let limit = cursor.file_bytes()?;
+        while let Some(found) = cursor.next(limit)? {
+            left.read(found.record);
+        }
+        left.damaged_bytes += cursor.take_damaged_bytes();
+        if cursor.valid_end() == 0 {
+            std::fs::remove_file(segment::path(dir, number))?; // not even its header is whole
+            continue;
+        }
+        let offset = cursor.valid_end();
+        end = Some(Position { segment: number, offset });
+        bytes += limit;
+    }
+    let Some(mut end) = end else {
+        std::fs::remove_dir_all(dir)?;
+        return Ok(None);
+    };
+    let file = OpenOptions::new().append(true).open(segment::path(dir, end.segment))?;
+    bytes -= file.metadata()?.len() - end.offset;
+    file.set_len(end.offset)?; // the torn tail
+    let (damaged_bytes, events) = (left.damaged_bytes, left.interrupted(writer, partitions));
+    for event in &events {
+        let record = codec::encode(Kind::Spool, &SpoolRecordRef::Outcome(&OutcomeRecord::of(event)));
+        write_whole(&file, end.offset, &record)?;
+        end.offset += record.len() as u64;
+        bytes += record.len() as u64;
+    }
+    file.sync_all()?;
+    File::open(dir)?.sync_all()?;
+    Ok(Some(Recovered {
+        extent: Extent::new(writer, dir.to_owned(), end, bytes),
+        interrupted: events.len() as u64,
+        damaged_bytes,
+    }))
+}
+
+/// What reading a spool leaves: open intents, and how far the sequences went. Memory: the requests that ran at once.
+#[derive(Debug, Default)]
+struct Left {
+    open: HashMap<String, (u64, UsageEvent)>,
+    read: u64,
+    sequences: Vec<u64>,
+    damaged_bytes: u64,
+}
+
+impl Left {
+    fn read(&mut self, record: SpoolRecord) {
+        self.read += 1;
+        match record {
+            SpoolRecord::Header(header) => {
+                for (slot, sequence) in header.sequences.into_iter().enumerate() {
+                    self.reached(slot, sequence);
+                }
+            }
+            SpoolRecord::Intent(event) => {
+                self.open.insert(event.request_id.to_string(), (self.read, *event));
+            }
+            SpoolRecord::Outcome(outcome) => {
+                self.open.remove(outcome.request_id.as_str());
+                self.reached(usize::try_from(outcome.partition).unwrap_or(0), outcome.sequence);
+            }
+        }
+    }
+
+    fn reached(&mut self, slot: usize, sequence: u64) {
+        if self.sequences.len() <= slot {
+            self.sequences.resize(slot + 1, 0);
+        }
+        self.sequences[slot] = self.sequences[slot].max(sequence);
+    }
+
+    /// The missing events, in the order of their intents.
+    fn interrupted(mut self, writer: WriterId, partitions: i32) -> Vec<UsageEvent> {
+        let mut open: Vec<_> = std::mem::take(&mut self.open).into_values().collect();
+        open.sort_unstable_by_key(|(order, _)| *order);
+        let events = open.into_iter().map(|(_, intent)| {
+            let partition = partition_of(intent.tenant.organization.as_str(), partitions);
+            let slot = usize::try_from(partition).unwrap_or(0);
+            self.reached(slot, 0);
+            self.sequences[slot] += 1;
+            closed(intent, writer, partition, self.sequences[slot])
+        });
+        events.collect()
+    }
+}
+
+/// The event of a request that nobody saw the end of: billed for what its intent estimated.
+fn closed(intent: UsageEvent, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
+    // An estimate beyond the range of money keeps the charge its intent was held for.
+    let charge = cost::charge(&intent.tokens, &intent.prices).unwrap_or(intent.charge);
+    UsageEvent {
+        writer,
+        partition,
+        sequence,
+        end: EndState::Interrupted,
+        fault: Some(FAULT.into()),
+        usage_source: UsageSource::Estimated,
+        charge,
+        ..intent
+    }
+}

@@ -1,0 +1,382 @@
+//! The writing side of the spool: one [`Writer`] per core, one write(2) per record, no wait for the disk.
+//!
+//! What it promises: a record that was taken survives `kill -9` of the process at once, and loss of power once the group fsync
+//! ([`super::sync`]) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
+//! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tollway_proto::codec::{self, Kind};
+use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecordRef};
+use tollway_proto::usage::{UsageEvent, partition_of};
+use tollway_shared::ids::WriterId;
+
+use super::segment::{self, Position};
+use super::space::Space;
+
+/// Outcomes kept in memory while the disk takes nothing at all. Past it an outcome is given up and its intent, which is on
+/// disk, becomes an `interrupted` event at the next start.
+const OUTCOMES_WAITING_MAX: usize = 10_000;
+
+/// Why an intent was not taken. The request must not go to a provider: 503 `billing_unavailable`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SpoolFault {
+    /// The spool has reached `usage.spool_bytes_max`.
+    #[error("the usage spool is full")]
+    Full,
+    /// The disk refused the record; the log has its reason.
+    #[error("the usage spool could not be written")]
+    Disk,
+}
+
+/// What of a writer's spool is on disk, shared between its writer, the fsync thread and the shipper.
+#[derive(Debug)]
+pub(super) struct Extent {
+    pub(super) writer: WriterId,
+    pub(super) dir: PathBuf,
+    /// [`Position`] after the last record written.
+    written: AtomicU64,
+    /// [`Position`] up to which everything is on disk for good. The shipper reads no further.
+    synced: AtomicU64,
+    /// Bytes in the folder.
+    bytes: AtomicU64,
+}
+
+impl Extent {
+    pub(super) fn new(writer: WriterId, dir: PathBuf, end: Position, bytes: u64) -> Self {
+        Self {
+            writer,
+            dir,
+            written: AtomicU64::new(end.packed()),
+            synced: AtomicU64::new(end.packed()),
+            bytes: AtomicU64::new(bytes),
+        }
+    }
+
+    pub(super) fn written(&self) -> Position {
+        Position::unpacked(self.written.load(Ordering::Acquire))
+    }
+
+    pub(super) fn synced(&self) -> Position {
+        Position::unpacked(self.synced.load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_synced(&self, at: Position) {
+        self.synced.store(at.packed(), Ordering::Release);
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn forget_bytes(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// One core's end of the spool. Cheap to clone; meant to be used by one thread, where its lock is never contended.
+#[derive(Debug, Clone)]
+pub struct Writer(Target);
+
+#[derive(Debug, Clone)]
+enum Target {
+    Disk(Arc<Lane>),
+    Memory(Kept),
+}
+
+/// What a [`Writer`] of memory was given, in order.
+#[derive(Debug, Clone, Default)]
+pub struct Kept(Arc<Mutex<(Vec<UsageEvent>, Vec<UsageEvent>)>>);
+
+impl Kept {
+    /// Intents so far.
+    pub fn intents(&self) -> Vec<UsageEvent> {
+        self.lock().0.clone()
+    }
+
+    /// Outcomes so far.
+    pub fn outcomes(&self) -> Vec<UsageEvent> {
+        self.lock().1.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (Vec<UsageEvent>, Vec<UsageEvent>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What stands behind a [`Writer`].
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) extent: Arc<Extent>,
+    /// Intents whose outcome is not written yet: space is kept back for each.
+    open: AtomicUsize,
+    /// Outcomes waiting in memory for a disk that takes nothing.
+    waiting: AtomicUsize,
+    intents: AtomicU64,
+    outcomes: AtomicU64,
+    lost: AtomicU64,
+    space: Arc<Space>,
+    segment_bytes: u64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    at: Position,
+    /// The file ends with part of a record that could not be taken back: nothing may follow it.
+    torn: bool,
+    /// The last sequence given out, per partition.
+    sequences: Vec<u64>,
+    waiting: VecDeque<UsageEvent>,
+}
+
+/// Totals of one writer since it started.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct LaneTotals {
+    pub(super) open: usize,
+    pub(super) intents: u64,
+    pub(super) outcomes: u64,
+    pub(super) lost: u64,
+}
+
+impl Lane {
+    /// Makes the writer's folder and first segment.
+    pub(super) fn create(
+        spool: &Path,
+        writer: WriterId,
+        partitions: i32,
+        segment_bytes: u64,
+        space: Arc<Space>,
+    ) -> io::Result<Self> {
+        let dir = spool.join(writer.to_string());
+        std::fs::create_dir_all(&dir)?;
+        let sequences = vec![0; usize::try_from(partitions).unwrap_or(1).max(1)];
+        let (file, at) = create_segment(&dir, writer, 1, &sequences)?;
+        File::open(&dir)?.sync_all()?;
+        File::open(spool)?.sync_all()?;
+        Ok(Self {
+            extent: Arc::new(Extent::new(writer, dir, at, at.offset)),
+            open: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            intents: AtomicU64::new(0),
+            outcomes: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            space,
+            segment_bytes,
+            inner: Mutex::new(Inner {
+                file,
+                at,
+                torn: false,
+                sequences,
+                waiting: VecDeque::new(),
+            }),
+        })
+    }
+}
+
+impl Writer {
+    pub(super) fn new(lane: Arc<Lane>) -> Self {
+        Self(Target::Disk(lane))
+    }
+
+    /// A writer that keeps events in memory: for tests of the request path.
+    pub fn memory() -> (Self, Kept) {
+        let kept = Kept::default();
+        (Self(Target::Memory(kept.clone())), kept)
+    }
+
+    /// Notes that a request is about to reach a provider. Must return before the first upstream byte is sent.
+    ///
+    /// - `event`: as known so far; its `tokens` hold the estimate that is billed if the process dies (prompt tokens at least).
+    ///   `writer`, `partition` and `sequence` are not read.
+    /// - After `Ok` the request owes exactly one [`Writer::outcome`].
+    pub fn intent(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+        let lane = match &self.0 {
+            Target::Disk(lane) => lane,
+            Target::Memory(kept) => {
+                kept.lock().0.push(event.clone());
+                return Ok(());
+            }
+        };
+        if lane.space.sheds() {
+            return Err(SpoolFault::Full);
+        }
+        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Intent(event));
+        let mut inner = lane.lock();
+        match lane.append(&mut inner, &bytes) {
+            Ok(()) => {
+                lane.open.fetch_add(1, Ordering::Relaxed);
+                lane.intents.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(fault) => {
+                lane.space.disk_refused();
+                tracing::error!(error = %fault, "the usage spool refused an intent; shedding paid traffic");
+                Err(SpoolFault::Disk)
+            }
+        }
+    }
+
+    /// Writes the final event of a request whose intent was taken; the shipper does the rest.
+    ///
+    /// Sets `writer`, `partition` and `sequence`. Never refuses: on a full disk the reserve is freed, and failing that the event
+    /// waits in memory.
+    pub fn outcome(&self, mut event: UsageEvent) {
+        let lane = match &self.0 {
+            Target::Disk(lane) => lane,
+            Target::Memory(kept) => return kept.lock().1.push(event),
+        };
+        event.writer = lane.extent.writer;
+        let mut inner = lane.lock();
+        lane.settle_waiting(&mut inner);
+        if !inner.waiting.is_empty() {
+            return lane.wait(&mut inner, event); // behind those that came first
+        }
+        if let Err(fault) = lane.append_outcome(&mut inner, &mut event) {
+            lane.space.disk_refused();
+            tracing::error!(error = %fault, "the usage spool refused an outcome; freeing the reserve");
+            lane.space.free_reserve();
+            if lane.append_outcome(&mut inner, &mut event).is_err() {
+                lane.wait(&mut inner, event);
+            }
+        }
+    }
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // A panic inside leaves whole records behind, because a record is one write: carry on.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn totals(&self) -> LaneTotals {
+        LaneTotals {
+            open: self.open.load(Ordering::Relaxed),
+            intents: self.intents.load(Ordering::Relaxed),
+            outcomes: self.outcomes.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Tries again what waits in memory, if anything does. Called by the fsync thread.
+    pub(super) fn retry_waiting(&self) {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.settle_waiting(&mut self.lock());
+        }
+    }
+
+    fn settle_waiting(&self, inner: &mut Inner) {
+        while let Some(mut event) = inner.waiting.pop_front() {
+            if self.append_outcome(inner, &mut event).is_err() {
+                inner.waiting.push_front(event);
+                return;
+            }
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn wait(&self, inner: &mut Inner, event: UsageEvent) {
+        if inner.waiting.len() < OUTCOMES_WAITING_MAX {
+            inner.waiting.push_back(event);
+            self.waiting.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(
+                request_id = %event.request_id,
+                "an outcome was given up: the disk takes nothing; its intent is billed as interrupted at the next start"
+            );
+        }
+    }
+
+    fn append_outcome(&self, inner: &mut Inner, event: &mut UsageEvent) -> io::Result<()> {
+        let partitions = i32::try_from(inner.sequences.len()).unwrap_or(i32::MAX);
+        event.partition = partition_of(event.tenant.organization.as_str(), partitions);
+        let slot = usize::try_from(event.partition).unwrap_or(0);
+        event.sequence = inner.sequences[slot] + 1;
+        let record = OutcomeRecord::of(event);
+        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Outcome(&record));
+        self.append(inner, &bytes)?;
+        inner.sequences[slot] = event.sequence;
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.outcomes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn append(&self, inner: &mut Inner, bytes: &[u8]) -> io::Result<()> {
+        if inner.torn || inner.at.offset >= self.segment_bytes {
+            self.rotate(inner)?;
+        }
+        if let Err(fault) = write_whole(&inner.file, inner.at.offset, bytes) {
+            let length = inner.file.metadata().map(|file| file.len());
+            inner.torn = length.ok() != Some(inner.at.offset);
+            return Err(fault);
+        }
+        inner.at.offset += bytes.len() as u64;
+        self.extent.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.extent.written.store(inner.at.packed(), Ordering::Release);
+        Ok(())
+    }
+
+    /// Goes on in a new segment; stays in the old one, if that is whole, when the disk has no room for another file.
+    fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
+        let next = inner.at.segment + 1;
+        match create_segment(&self.extent.dir, self.extent.writer, next, &inner.sequences) {
+            Ok((file, at)) => {
+                self.extent.bytes.fetch_add(at.offset, Ordering::Relaxed);
+                (inner.file, inner.at, inner.torn) = (file, at, false);
+                Ok(())
+            }
+            Err(fault) => {
+                let _ = std::fs::remove_file(segment::path(&self.extent.dir, next));
+                tracing::warn!(error = %fault, "the disk has no room for another usage segment");
+                if inner.torn { Err(fault) } else { Ok(()) }
+            }
+        }
+    }
+}
+
+fn create_segment(
+    dir: &Path,
+    writer: WriterId,
+    segment: u64,
+    sequences: &[u64],
+) -> io::Result<(File, Position)> {
+    let header = SegmentHeader {
+        writer,
+        segment,
+        sequences: sequences.to_vec(),
+    };
+    let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Header(&header));
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .truncate(false)
+        .open(segment::path(dir, segment))?;
+    file.set_len(0)?;
+    write_whole(&file, 0, &bytes)?;
+    let offset = bytes.len() as u64;
+    Ok((file, Position { segment, offset }))
+}
+
+/// Appends `bytes` with one write(2). A write that the disk takes only in part is undone, so that the file always ends with a
+/// whole record; `end` is its length before.
+pub(super) fn write_whole(mut file: &File, end: u64, bytes: &[u8]) -> io::Result<()> {
+    loop {
+        match file.write(bytes) {
+            Ok(written) if written == bytes.len() => return Ok(()),
+            Ok(_) => {
+                file.set_len(end)?;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Err(fault) if fault.kind() == io::ErrorKind::Interrupted => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+}
