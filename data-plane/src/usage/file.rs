@@ -101,7 +101,8 @@ impl Sink for FileSink {
         if self.tickets.is_empty() {
             return Ok(());
         }
-        self.flush().map_err(|fault| SinkFault(format!("usage log: {fault}")))?;
+        self.flush()
+            .map_err(|fault| SinkFault(format!("usage log: {fault}")))?;
         tickets.append(&mut self.tickets);
         Ok(())
     }

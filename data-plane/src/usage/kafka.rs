@@ -58,7 +58,9 @@ impl KafkaTarget {
                 return Err(format!("`{name}` is set by `brokers`"));
             }
             if alias || name == "transactional.id" || FIXED.iter().any(|(fixed, _)| fixed == name) {
-                return Err(format!("`{name}` cannot be changed: exactly-once billing rests on it"));
+                return Err(format!(
+                    "`{name}` cannot be changed: exactly-once billing rests on it"
+                ));
             }
             client.set(name, value);
         }

@@ -25,6 +25,8 @@ mod space;
 pub mod spool;
 mod stream;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -180,7 +182,8 @@ pub fn start(settings: &Settings, spool: &Path, writers: usize) -> Result<Usage,
     };
     std::fs::create_dir_all(spool).map_err(disk)?;
     let lock = File::create(spool.join("lock")).map_err(disk)?;
-    lock.try_lock().map_err(|_| StartFault::Locked(spool.to_owned()))?;
+    lock.try_lock()
+        .map_err(|_| StartFault::Locked(spool.to_owned()))?;
     let leftovers = recover::leftovers(spool).map_err(disk)?;
     let space = Arc::new(Space::create(spool, settings.spool_bytes_max));
     let count = writers.max(1);
@@ -275,11 +278,17 @@ impl Drop for Usage {
 fn check(settings: &Settings) -> Result<(), StartFault> {
     let fault = |field, detail: String| Err(StartFault::Setting { field, detail });
     if settings.partitions < 1 {
-        return fault("partitions", format!("is {}; at least 1 is needed", settings.partitions));
+        return fault(
+            "partitions",
+            format!("is {}; at least 1 is needed", settings.partitions),
+        );
     }
     if settings.spool_bytes_max < SPOOL_BYTES_MIN {
         let given = settings.spool_bytes_max;
-        return fault("spool_bytes_max", format!("is {given}; at least {SPOOL_BYTES_MIN} is needed"));
+        return fault(
+            "spool_bytes_max",
+            format!("is {given}; at least {SPOOL_BYTES_MIN} is needed"),
+        );
     }
     Ok(())
 }
@@ -293,7 +302,9 @@ fn sink_of(settings: &Settings) -> Result<Open, StartFault> {
         SinkKind::File => {
             let dir = settings.dir.clone();
             let dir = dir.ok_or_else(|| missing("dir", "is missing; `sink = \"file\"` needs it"))?;
-            Ok(Box::new(move || Ok(Box::new(file::FileSink::open(&dir)?) as Box<dyn Sink>)))
+            Ok(Box::new(move || {
+                Ok(Box::new(file::FileSink::open(&dir)?) as Box<dyn Sink>)
+            }))
         }
         SinkKind::Kafka => {
             if settings.brokers.is_empty() {
@@ -306,10 +317,15 @@ fn sink_of(settings: &Settings) -> Result<Open, StartFault> {
             };
             let checked = target.client().and_then(|client| {
                 // A setting that librdkafka does not know, or a key file that is not there, is found now and not at the first event.
-                client.create_native_config().map(drop).map_err(|fault| fault.to_string())
+                client
+                    .create_native_config()
+                    .map(drop)
+                    .map_err(|fault| fault.to_string())
             });
             checked.map_err(|detail| missing("kafka", &detail))?;
-            Ok(Box::new(move || Ok(Box::new(kafka::KafkaSink::open(&target)?) as Box<dyn Sink>)))
+            Ok(Box::new(move || {
+                Ok(Box::new(kafka::KafkaSink::open(&target)?) as Box<dyn Sink>)
+            }))
         }
     }
 }
@@ -334,7 +350,8 @@ fn ship(mut shipper: Shipper, mut leftovers: Vec<PathBuf>, partitions: i32, stop
             recover_at = Instant::now() + RECOVER_AGAIN;
         }
         let moved = shipper.round();
-        stop.drained.store(leftovers.is_empty() && shipper.idle(), Ordering::Release);
+        stop.drained
+            .store(leftovers.is_empty() && shipper.idle(), Ordering::Release);
         if stop.wanted.load(Ordering::Acquire) && stop.synced.load(Ordering::Acquire) {
             if leftovers.is_empty() && shipper.idle() {
                 shipper.finish();
@@ -377,7 +394,10 @@ impl SyncThread {
         let mut published = Instant::now();
         loop {
             let stopping = self.stop.wanted.load(Ordering::Acquire);
-            if self.syncer.round(self.totals.recovered_bytes.load(Ordering::Relaxed)) {
+            if self
+                .syncer
+                .round(self.totals.recovered_bytes.load(Ordering::Relaxed))
+            {
                 self.shipper.unpark();
             }
             if stopping || published.elapsed() >= METRICS_EVERY {

@@ -71,14 +71,19 @@ pub(super) fn complete(dir: &Path, partitions: i32) -> io::Result<Option<Recover
             continue;
         }
         let offset = cursor.valid_end();
-        end = Some(Position { segment: number, offset });
+        end = Some(Position {
+            segment: number,
+            offset,
+        });
         bytes += limit;
     }
     let Some(mut end) = end else {
         std::fs::remove_dir_all(dir)?;
         return Ok(None);
     };
-    let file = OpenOptions::new().append(true).open(segment::path(dir, end.segment))?;
+    let file = OpenOptions::new()
+        .append(true)
+        .open(segment::path(dir, end.segment))?;
     bytes -= file.metadata()?.len() - end.offset;
     file.set_len(end.offset)?; // the torn tail
     let (damaged_bytes, events) = (left.damaged_bytes, left.interrupted(writer, partitions));
@@ -116,7 +121,8 @@ impl Left {
                 }
             }
             SpoolRecord::Intent(event) => {
-                self.open.insert(event.request_id.to_string(), (self.read, *event));
+                self.open
+                    .insert(event.request_id.to_string(), (self.read, *event));
             }
             SpoolRecord::Outcome(outcome) => {
                 self.open.remove(outcome.request_id.as_str());

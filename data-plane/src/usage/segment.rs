@@ -53,7 +53,9 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let name = entry?.file_name();
-        let number: Option<u64> = name.to_str().and_then(|text| text.strip_suffix(".seg")?.parse().ok());
+        let number: Option<u64> = name
+            .to_str()
+            .and_then(|text| text.strip_suffix(".seg")?.parse().ok());
         found.extend(number);
     }
     found.sort_unstable();
@@ -145,13 +147,19 @@ impl Cursor {
         if start + length as u64 > limit {
             return Ok(None);
         }
-        let held = start >= self.buffer_at && start + length as u64 <= self.buffer_at + self.buffer.len() as u64;
+        let held =
+            start >= self.buffer_at && start + length as u64 <= self.buffer_at + self.buffer.len() as u64;
         if !held {
-            let wanted = usize::try_from(limit - start).unwrap_or(usize::MAX).min(READ_BYTES.max(length));
+            let wanted = usize::try_from(limit - start)
+                .unwrap_or(usize::MAX)
+                .min(READ_BYTES.max(length));
             self.buffer.resize(wanted, 0);
             let mut filled = 0;
             while filled < wanted {
-                match self.file.read_at(&mut self.buffer[filled..], start + filled as u64) {
+                match self
+                    .file
+                    .read_at(&mut self.buffer[filled..], start + filled as u64)
+                {
                     Ok(0) => break,
                     Ok(read) => filled += read,
                     Err(fault) if fault.kind() == io::ErrorKind::Interrupted => {}

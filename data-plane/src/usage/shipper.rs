@@ -72,7 +72,8 @@ impl Shipper {
     /// - `finished`: nobody writes to it any more, so its folder goes when all of it is delivered.
     pub(super) fn add(&mut self, extent: Arc<Extent>, finished: bool) -> io::Result<()> {
         self.next_stream += 1;
-        self.streams.push(Stream::open(self.next_stream, extent, finished)?);
+        self.streams
+            .push(Stream::open(self.next_stream, extent, finished)?);
         Ok(())
     }
 
@@ -104,6 +105,12 @@ impl Shipper {
         self.tidy();
     }
 
+    /// Ends the wait after a fault, for tests.
+    #[cfg(test)]
+    pub(super) fn retry_now(&mut self) {
+        self.retry_at = Instant::now();
+    }
+
     fn ship(&mut self) -> Result<bool, SinkFault> {
         if self.sink.is_none() {
             if Instant::now() < self.retry_at {
@@ -121,7 +128,10 @@ impl Shipper {
                 if in_flight >= IN_FLIGHT_MAX {
                     break;
                 }
-                match stream.next().map_err(|fault| SinkFault(format!("reading the spool: {fault}")))? {
+                match stream
+                    .next()
+                    .map_err(|fault| SinkFault(format!("reading the spool: {fault}")))?
+                {
                     Next::Nothing => break,
                     Next::Skipped => moved = true,
                     Next::Outcome(ticket, outcome) => match sink.hand(ticket, outcome)? {
@@ -138,7 +148,10 @@ impl Shipper {
         self.tickets.clear();
         let delivered = sink.delivered(&mut self.tickets);
         for ticket in &self.tickets {
-            let stream = self.streams.iter_mut().find(|stream| stream.id() == ticket.stream);
+            let stream = self
+                .streams
+                .iter_mut()
+                .find(|stream| stream.id() == ticket.stream);
             let fresh = stream.map_or(0, |stream| stream.delivered(ticket));
             self.totals.delivered.fetch_add(fresh, Ordering::Relaxed);
             moved = true;
@@ -160,7 +173,9 @@ impl Shipper {
             }
         }
         let mut random = [0; 4];
-        let jitter = getrandom::fill(&mut random).map_or(1.0, |()| f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX));
+        let jitter = getrandom::fill(&mut random).map_or(1.0, |()| {
+            f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX)
+        });
         self.retry_at = Instant::now() + self.backoff.mul_f64(0.5 + jitter / 2.0);
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
     }
@@ -180,7 +195,12 @@ impl Shipper {
             damaged += stream.take_damaged_bytes();
             recovered += stream.recovered_bytes();
         }
-        let oldest = self.streams.iter().filter_map(Stream::oldest).max().unwrap_or_default();
+        let oldest = self
+            .streams
+            .iter()
+            .filter_map(Stream::oldest)
+            .max()
+            .unwrap_or_default();
         let in_flight: usize = self.streams.iter().map(Stream::in_flight).sum();
         self.totals.damaged_bytes.fetch_add(damaged, Ordering::Relaxed);
         self.totals.recovered_bytes.store(recovered, Ordering::Relaxed);

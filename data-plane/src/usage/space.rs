@@ -96,7 +96,12 @@ impl Space {
         if full != was {
             self.full.store(full, Ordering::Relaxed);
             if full {
-                tracing::error!(held, open, cap = self.cap, "the usage spool is full: shedding paid traffic");
+                tracing::error!(
+                    held,
+                    open,
+                    cap = self.cap,
+                    "the usage spool is full: shedding paid traffic"
+                );
             } else {
                 tracing::info!(held, open, "the usage spool has room again");
             }

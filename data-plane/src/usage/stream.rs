@@ -108,8 +108,13 @@ impl Stream {
 
     /// How long the oldest undelivered outcome has been waiting since it was read.
     pub(super) fn oldest(&self) -> Option<Duration> {
-        let sent = self.partitions.iter().filter_map(|partition| partition.in_flight.front());
-        let read = sent.map(|sent| sent.read_at).chain(self.waiting.as_ref().map(|(_, _, at)| *at));
+        let sent = self
+            .partitions
+            .iter()
+            .filter_map(|partition| partition.in_flight.front());
+        let read = sent
+            .map(|sent| sent.read_at)
+            .chain(self.waiting.as_ref().map(|(_, _, at)| *at));
         read.min().map(|at| at.elapsed())
     }
 
@@ -163,7 +168,9 @@ impl Stream {
     pub(super) fn delivered(&mut self, ticket: &Ticket) -> u64 {
         let slot = usize::try_from(ticket.partition).unwrap_or(0);
         let partition = self.partition(slot);
-        let place = partition.in_flight.binary_search_by_key(&ticket.sequence, |sent| sent.sequence);
+        let place = partition
+            .in_flight
+            .binary_search_by_key(&ticket.sequence, |sent| sent.sequence);
         let Ok(place) = place else {
             return 0; // of before a rewind
         };
@@ -182,8 +189,14 @@ impl Stream {
 
     /// Goes back to the oldest undelivered outcome.
     pub(super) fn rewind(&mut self) -> io::Result<()> {
-        let sent = self.partitions.iter().filter_map(|partition| partition.in_flight.front());
-        let oldest = sent.map(|sent| sent.at).chain(self.waiting.as_ref().map(|(at, _, _)| *at)).min();
+        let sent = self
+            .partitions
+            .iter()
+            .filter_map(|partition| partition.in_flight.front());
+        let oldest = sent
+            .map(|sent| sent.at)
+            .chain(self.waiting.as_ref().map(|(at, _, _)| *at))
+            .min();
         for partition in &mut self.partitions {
             partition.in_flight.clear();
         }
@@ -203,7 +216,10 @@ impl Stream {
             return Ok(true);
         }
         self.note_delivered()?;
-        let in_flight = self.partitions.iter().filter_map(|partition| partition.in_flight.front());
+        let in_flight = self
+            .partitions
+            .iter()
+            .filter_map(|partition| partition.in_flight.front());
         let needed = in_flight
             .map(|sent| sent.at.segment)
             .chain(self.waiting.as_ref().map(|(at, _, _)| at.segment))
@@ -259,7 +275,13 @@ impl Stream {
             }
             self.segment += 1; // the writer has left this segment, so its end is the end
             let offset = 0;
-            self.cursor = Cursor::open(&self.extent.dir, Position { segment: self.segment, offset })?;
+            self.cursor = Cursor::open(
+                &self.extent.dir,
+                Position {
+                    segment: self.segment,
+                    offset,
+                },
+            )?;
         };
         let at = Position {
             segment: self.segment,
@@ -291,7 +313,11 @@ impl Stream {
     }
 
     fn note_delivered(&mut self) -> io::Result<()> {
-        let now: Vec<u64> = self.partitions.iter().map(|partition| partition.delivered).collect();
+        let now: Vec<u64> = self
+            .partitions
+            .iter()
+            .map(|partition| partition.delivered)
+            .collect();
         if now == self.noted {
             return Ok(());
         }
