@@ -40,17 +40,26 @@ impl Reply {
 impl Admin {
     /// A client of replicas at `urls`, who trust the certificate authority `ca_pem`.
     pub fn new(urls: Vec<String>, key: &str, ca_pem: &[u8]) -> Result<Self> {
-        crate::install_crypto();
-        let http = reqwest::Client::builder()
-            .timeout(ATTEMPT)
-            .connect_timeout(Duration::from_secs(2))
-            .tls_certs_only([reqwest::Certificate::from_pem(ca_pem)?])
-            .build()?;
         Ok(Self {
             urls,
             key: key.to_owned(),
-            http,
+            http: Self::http(ca_pem)?,
         })
+    }
+
+    /// A client that trusts the cluster's certificate authority and nobody else.
+    pub fn http(ca_pem: &[u8]) -> Result<reqwest::Client> {
+        crate::install_crypto();
+        let client = reqwest::Client::builder()
+            .timeout(ATTEMPT)
+            .connect_timeout(Duration::from_secs(2))
+            .tls_certs_only([reqwest::Certificate::from_pem(ca_pem)?]);
+        Ok(client.build()?)
+    }
+
+    /// The base URL of the first replica of this client.
+    pub fn first_url(&self) -> String {
+        self.urls[0].clone()
     }
 
     /// The same client, asking one replica only.

@@ -1,0 +1,459 @@
+//! A whole Tollway cluster on loopback for one test: replicas and nodes as real processes with fsync, real Kafka, and the
+//! scripted provider as the only thing that is not what an operator would run.
+//!
+//! Built the way the README tells an operator: `init`, join tokens, `join`, `run`, then the catalog through the admin API.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::admin::Admin;
+use crate::kafka::KafkaCluster;
+use crate::process::{Launch, Process, binary, free_port};
+use crate::provider::Provider;
+use crate::wait;
+
+/// Partitions of the usage topic in tests.
+pub const PARTITIONS: i32 = 6;
+/// The usage topic.
+pub const TOPIC: &str = tollway_proto::usage::TOPIC;
+/// How long a process may take to be ready on a busy machine.
+const READY: Duration = Duration::from_secs(60);
+
+/// One process and what it needs to be started again.
+pub struct Member {
+    /// The name in logs, and the folder of its data.
+    pub name: String,
+    program: PathBuf,
+    config: PathBuf,
+    logs: PathBuf,
+    process: Option<Process>,
+    /// Where its readiness is asked.
+    ops_url: String,
+}
+
+impl Member {
+    /// Starts it, again or for the first time.
+    pub fn start(&mut self) -> Result<()> {
+        let launch = Launch::new(&self.name, &self.program, &self.logs);
+        let process = launch.args(["run", "--config"]).args([&self.config]).start()?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// `kill -9`. Nothing of it runs when this returns.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(&mut self, within: Duration) -> Result<std::process::ExitStatus> {
+        let mut process = self.process.take().context("it is not running")?;
+        process.terminate()?;
+        process.wait(within)
+    }
+
+    /// Whether it runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(Process::is_running)
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn ready(&self, http: &reqwest::Client) {
+        let url = format!("{}/readyz", self.ops_url);
+        wait::until_ok(READY, &format!("`{}` is ready", self.name), || async {
+            let response = http.get(&url).send().await?;
+            let status = response.status();
+            ensure!(
+                status.is_success(),
+                "{status}: {}",
+                response.text().await.unwrap_or_default()
+            );
+            Ok::<_, anyhow::Error>(())
+        })
+        .await;
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        let read =
+            |end| std::fs::read_to_string(self.logs.join(format!("{}.{end}", self.name))).unwrap_or_default();
+        read("out") + &read("err")
+    }
+
+    /// One metric's value, summed over its labels.
+    pub async fn metric(&self, http: &reqwest::Client, name: &str) -> Result<f64> {
+        let text = http
+            .get(format!("{}/metrics", self.ops_url))
+            .send()
+            .await?
+            .text()
+            .await?;
+        let lines = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
+        });
+        Ok(lines
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum())
+    }
+}
+
+/// A node and its public API.
+pub struct Node {
+    /// The process.
+    pub member: Member,
+    /// Its id.
+    pub id: String,
+    /// Its region.
+    pub region: String,
+    /// The base that clients take, ending in `/v1`.
+    pub api_url: String,
+    /// Its folder.
+    pub data_dir: PathBuf,
+}
+
+/// What to build.
+pub struct Plan {
+    /// How many replicas.
+    pub replicas: usize,
+    /// One node per entry, in that region.
+    pub nodes: Vec<&'static str>,
+    /// How many Kafka brokers: 0 (no usage log at all), 1 or 3.
+    pub brokers: u16,
+}
+
+/// A running cluster. Dropping it kills every process.
+pub struct Cluster {
+    /// The folder of everything.
+    pub dir: tempfile::TempDir,
+    /// The usage log.
+    pub kafka: Option<KafkaCluster>,
+    /// The replicas, in the order in which they joined.
+    pub replicas: Vec<Member>,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// The admin API of all replicas.
+    pub admin: Admin,
+    /// A client for plain HTTP.
+    pub http: reqwest::Client,
+}
+
+impl Cluster {
+    /// Builds and starts everything; every process is ready when this returns.
+    pub async fn start(plan: Plan) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("tollway-cluster-").tempdir()?;
+        let kafka = match plan.brokers {
+            0 => None,
+            brokers => {
+                let kafka = tokio::task::spawn_blocking(move || KafkaCluster::start(brokers)).await??;
+                kafka.create_topic(TOPIC, PARTITIONS).await?;
+                Some(kafka)
+            }
+        };
+        let bootstrap = kafka.as_ref().map(KafkaCluster::bootstrap);
+        let http = crate::traffic::client();
+        let mut replicas = Vec::new();
+        let mut urls = Vec::new();
+        let mut peers = Vec::new();
+        let mut first: Option<(Admin, Vec<u8>, String)> = None;
+        for number in 1..=plan.replicas {
+            let ports = (free_port()?, free_port()?);
+            let home = dir.path().join(format!("replica-{number}"));
+            let config = control_config(&home, ports, bootstrap.as_deref())?;
+            let url = format!("https://127.0.0.1:{}", ports.0);
+            match &first {
+                None => {
+                    let printed = tool(
+                        "tollway-control",
+                        &["init", "--config", text(&config), "--output", "json"],
+                    )?;
+                    let printed: Value = serde_json::from_str(&printed).context("init prints JSON")?;
+                    let key = printed["admin_key"]
+                        .as_str()
+                        .context("init prints the admin key")?
+                        .to_owned();
+                    let ca = std::fs::read(home.join("ca.pem")).context("init writes ca.pem")?;
+                    first = Some((Admin::new(vec![url.clone()], &key, &ca)?, ca, key));
+                }
+                Some((admin, ..)) => {
+                    let token = admin.post("join-tokens", json!({"kind": "replica"})).await?;
+                    let token = token.body["token"].as_str().context("a token")?.to_owned();
+                    let arguments = [
+                        "join",
+                        "--config",
+                        text(&config),
+                        "--control",
+                        urls[0],
+                        "--token",
+                        &token,
+                    ];
+                    tool("tollway-control", &arguments)?;
+                }
+            }
+            let mut member = Member {
+                name: format!("replica-{number}"),
+                program: binary("tollway-control")?,
+                config,
+                logs: dir.path().join("logs"),
+                process: None,
+                ops_url: url.clone(),
+            };
+            member.start()?;
+            urls.push(Box::leak(url.into_boxed_str()) as &str);
+            peers.push(format!("127.0.0.1:{}", ports.1));
+            let (admin, ca, key) = first.as_ref().context("the first replica made the cluster")?;
+            member.ready(&Admin::http(ca)?).await;
+            let voters = number;
+            wait::until_ok(READY, &format!("{voters} voters"), || async {
+                let status = admin.get("cluster").await?;
+                let found = status["members"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|m| m["voter"] == true)
+                    .count();
+                ensure!(found == voters, "{found} voters: {status}");
+                Ok::<_, anyhow::Error>(())
+            })
+            .await;
+            let _ = key;
+            replicas.push(member);
+        }
+        let (_, ca, key) = first.context("at least one replica")?;
+        let admin = Admin::new(urls.iter().map(|url| (*url).to_owned()).collect(), &key, &ca)?;
+        let mut cluster = Self {
+            dir,
+            kafka,
+            replicas,
+            nodes: Vec::new(),
+            admin,
+            http,
+        };
+        for region in plan.nodes {
+            cluster.add_node(region, &peers).await?;
+        }
+        Ok(cluster)
+    }
+
+    async fn add_node(&mut self, region: &str, peers: &[String]) -> Result<()> {
+        let id = format!("{region}-{}", self.nodes.len() + 1);
+        let ports = (free_port()?, free_port()?);
+        let home = self.dir.path().join(&id);
+        let config = data_config(
+            &home,
+            ports,
+            peers,
+            self.kafka.as_ref().map(KafkaCluster::bootstrap).as_deref(),
+        )?;
+        let token = self
+            .admin
+            .post("join-tokens", json!({"kind": "node", "region": region}))
+            .await?;
+        let token = token.body["token"].as_str().context("a token")?.to_owned();
+        let url = self.admin.first_url();
+        tool(
+            "tollway-data",
+            &[
+                "join",
+                "--config",
+                text(&config),
+                "--control",
+                &url,
+                "--token",
+                &token,
+                "--node",
+                &id,
+            ],
+        )?;
+        let mut member = Member {
+            name: id.clone(),
+            program: binary("tollway-data")?,
+            config,
+            logs: self.dir.path().join("logs"),
+            process: None,
+            ops_url: format!("http://127.0.0.1:{}", ports.1),
+        };
+        member.start()?;
+        member.ready(&self.http).await;
+        self.nodes.push(Node {
+            member,
+            id,
+            region: region.to_owned(),
+            api_url: format!("http://127.0.0.1:{}/v1", ports.0),
+            data_dir: home,
+        });
+        Ok(())
+    }
+
+    /// Puts a provider, with a credential, into the catalog.
+    pub async fn add_provider(&self, id: &str, dialect: &str, provider: &Provider) -> Result<()> {
+        let path = format!("providers/{id}");
+        let auth = if dialect == "anthropic" {
+            "x_api_key"
+        } else {
+            "bearer"
+        };
+        let base_url = format!("{}/v1", provider.base_url());
+        let body = json!({"name": id, "dialect": dialect, "base_url": base_url, "auth": auth, "private_network": true,
+            "stream_usage": dialect == "openai"});
+        self.admin.put(&path, body).await?;
+        let secret = json!({"secret": format!("secret-of-{id}")});
+        self.admin
+            .put(&format!("{path}/credentials/{id}-main"), secret)
+            .await?;
+        Ok(())
+    }
+
+    /// Puts a model into the catalog, served by `endpoints`: provider, upstream name, rank, prices per million.
+    pub async fn add_model(&self, model: &str, endpoints: &[(&str, &str, u32, [&str; 2])]) -> Result<()> {
+        self.admin
+            .put(
+                &format!("models/{model}"),
+                json!({"name": model, "context_tokens": 128_000}),
+            )
+            .await?;
+        for (provider, upstream, rank, prices) in endpoints {
+            let id = format!("{provider}/{model}");
+            let body =
+                json!({"model": model, "provider": provider, "upstream_model": upstream, "rank": rank});
+            self.admin.put(&format!("endpoints/{id}"), body).await?;
+            self.add_price(&id, *prices).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds a price version, in force at once. Returns the revision.
+    pub async fn add_price(&self, endpoint: &str, [input, output]: [&str; 2]) -> Result<u64> {
+        let body = json!({"endpoint": endpoint, "prices": {"input": input, "output": output}});
+        Ok(self.admin.post("prices", body).await?.revision())
+    }
+
+    /// Makes an organization with one project and one key in it. Returns key id and key.
+    pub async fn add_tenant(&self, organization: &str) -> Result<(String, String)> {
+        self.admin
+            .put(
+                &format!("organizations/{organization}"),
+                json!({"name": organization}),
+            )
+            .await?;
+        let project = format!("{organization}-project");
+        let body = json!({"organization": organization, "name": project});
+        self.admin.put(&format!("projects/{project}"), body).await?;
+        self.add_key(&project).await
+    }
+
+    /// Makes a key in a project. Returns key id and key.
+    pub async fn add_key(&self, project: &str) -> Result<(String, String)> {
+        let made = self
+            .admin
+            .post("keys", json!({"project": project, "name": "a key"}))
+            .await?
+            .body;
+        let field = |name: &str| {
+            made[name]
+                .as_str()
+                .map(str::to_owned)
+                .with_context(|| format!("no {name} in {made}"))
+        };
+        Ok((field("id")?, field("key")?))
+    }
+
+    /// Waits until every node runs on `revision` or a later one.
+    pub async fn settled_at(&self, revision: u64, within: Duration) {
+        wait::until_ok(within, &format!("all nodes at revision {revision}"), || async {
+            let nodes = self.admin.get("nodes").await?;
+            let list = nodes["data"].as_array().context("a list")?.clone();
+            for node in &self.nodes {
+                let at = list
+                    .iter()
+                    .find(|n| n["id"] == node.id.as_str())
+                    .and_then(|n| n["revision"].as_u64());
+                ensure!(
+                    at.is_some_and(|at| at >= revision),
+                    "node {} is at {at:?}",
+                    node.id
+                );
+            }
+            Ok::<_, anyhow::Error>(())
+        })
+        .await;
+    }
+
+    /// The number (from 0) of the leading replica.
+    pub async fn leader(&self) -> Result<usize> {
+        let status = self.admin.get("cluster").await?;
+        let id = status["leader"].as_u64().context("a leader")?;
+        Ok(usize::try_from(id)? - 1)
+    }
+
+    /// Keeps the folder of a failed test and says where it is.
+    pub fn keep(mut self) -> PathBuf {
+        self.dir.disable_cleanup(true);
+        self.dir.path().to_owned()
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
+}
+
+/// Runs one of our programs to its end and returns what it printed.
+fn tool(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(binary(program)?).args(arguments).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success(),
+        "{program} {arguments:?}: {}: {complaint}",
+        output.status
+    );
+    Ok(printed)
+}
+
+fn control_config(home: &Path, ports: (u16, u16), bootstrap: Option<&str>) -> Result<PathBuf> {
+    std::fs::create_dir_all(home)?;
+    let usage = match bootstrap {
+        Some(brokers) => format!("source = \"kafka\"\ntopic = \"{TOPIC}\"\nbrokers = \"{brokers}\"\n"),
+        None => "source = \"none\"\n".to_owned(),
+    };
+    let config = format!(
+        "data_dir = \"{}\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n[peer]\nlisten = \"127.0.0.1:{}\"\n[usage]\n{usage}",
+        home.display(),
+        ports.0,
+        ports.1,
+    );
+    let path = home.join("control.toml");
+    std::fs::write(&path, config)?;
+    Ok(path)
+}
+
+fn data_config(home: &Path, ports: (u16, u16), peers: &[String], bootstrap: Option<&str>) -> Result<PathBuf> {
+    std::fs::create_dir_all(home)?;
+    let usage = match bootstrap {
+        Some(brokers) => {
+            format!(
+                "sink = \"kafka\"\ntopic = \"{TOPIC}\"\npartitions = {PARTITIONS}\nbrokers = \"{brokers}\"\n"
+            )
+        }
+        None => format!(
+            "sink = \"file\"\ndir = \"{}\"\n",
+            home.join("usage-log").display()
+        ),
+    };
+    let config = format!(
+        "data_dir = \"{}\"\n[api]\nlisten = \"127.0.0.1:{}\"\n[ops]\nlisten = \"127.0.0.1:{}\"\n[control]\npeers = {peers:?}\n\
+         [usage]\n{usage}",
+        home.display(),
+        ports.0,
+        ports.1,
+    );
+    let path = home.join("data.toml");
+    std::fs::write(&path, config)?;
+    Ok(path)
+}
