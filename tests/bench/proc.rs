@@ -20,7 +20,9 @@ impl Cpu {
     /// Reads both counters of process `pid`.
     pub(crate) fn read(pid: u32) -> Result<Self> {
         let mut run_ns = 0_u64;
-        for task in fs::read_dir(format!("/proc/{pid}/task")).context("the process has ended")? {
+        for task in
+            fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} has ended"))?
+        {
             // A thread may end between the listing and the reading.
             if let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) {
                 run_ns += text
@@ -56,7 +58,8 @@ impl Cpu {
 
 /// Resident memory of process `pid` in KiB.
 pub(crate) fn resident_kib(pid: u32) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("the process has ended")?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))
+        .with_context(|| format!("process {pid} has ended"))?;
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmRSS:"))

@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     rounds: usize,
     warm_up: Duration,
     closed_window: Duration,
+    /// Rounds of the open loops for each round of a closed one: latency drifts faster than processor time.
+    open_per_closed: usize,
     open_window: Duration,
     idle_window: Duration,
 }
@@ -43,7 +45,8 @@ impl Plan {
                 rounds: 5,
                 warm_up: millis(150),
                 closed_window: millis(500),
-                open_window: millis(800),
+                open_per_closed: 2,
+                open_window: millis(500),
                 idle_window: millis(1000),
             }
         } else {
@@ -51,7 +54,8 @@ impl Plan {
                 rounds: 9,
                 warm_up: millis(400),
                 closed_window: millis(1500),
-                open_window: millis(2500),
+                open_per_closed: 2,
+                open_window: millis(1200),
                 idle_window: millis(3000),
             }
         };
@@ -121,14 +125,15 @@ pub(crate) async fn measure(only: &str, plan: Plan, model: &str, all: [Measured;
     }
     for (name, stream) in [("plain at 100/s", false), ("stream at 100/s", true)] {
         if wanted(name) {
-            eprintln!("{name}: {} rounds", plan.rounds);
+            let rounds = plan.rounds * plan.open_per_closed;
+            eprintln!("{name}: {rounds} rounds");
             let work = if stream {
                 chat("[[tw:chunks=10]]", 1 << 10, true)
             } else {
                 plain.clone()
             };
             let mut pooled = BTreeMap::new();
-            for round in 0..plan.rounds {
+            for round in 0..rounds {
                 let turns = in_turn(&all, round);
                 open_round(plan, name, &work, turns, &mut pooled, &mut figures).await?;
             }

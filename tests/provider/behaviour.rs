@@ -16,7 +16,8 @@ const DIRECTIVE_BYTES_MAX: usize = 128;
 /// What to do with one request. The default serves it well and at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behaviour {
-    /// HTTP status; anything but 200 is answered with the dialect's error body. `[[tw:status=503]]`
+    /// HTTP status; anything but 200 is answered with the dialect's error body, 3xx points to a path that does not
+    /// exist. `[[tw:status=503]]`
     pub status: u16,
     /// `retry-after` header in seconds. `[[tw:retry_after=2]]`
     pub retry_after_s: Option<u64>,

@@ -259,6 +259,12 @@ fn refusal(
         "application/json",
         Relay::fixed(entry, body, End::Refused),
     );
+    if (300..400).contains(&status) {
+        // Whoever follows it shows up in the books.
+        response
+            .headers_mut()
+            .insert(header::LOCATION, header::HeaderValue::from_static("/v1/followed"));
+    }
     if let Some(seconds) = retry_after_s {
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
