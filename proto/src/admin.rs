@@ -1,1 +1,0 @@
-//! JSON bodies of the admin API.

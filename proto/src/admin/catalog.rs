@@ -1,0 +1,585 @@
+//! Providers, credentials, models, endpoints, prices, notices.
+
+use serde::{Deserialize, Serialize};
+use tollway_shared::catalog as stored;
+use tollway_shared::cost;
+use tollway_shared::ids::Revision;
+use tollway_shared::notice;
+use tollway_shared::seal::Sealed;
+use tollway_shared::time::UnixMillis;
+use tollway_shared::{ids, money};
+use utoipa::ToSchema;
+
+use super::text::{self, SecretText, Text, mirror, noun};
+
+/// TCP and TLS connect deadline when a body names none.
+pub const CONNECT_TIMEOUT_MS: u32 = 5_000;
+/// Deadline of the answer's first byte when a body names none.
+pub const FIRST_BYTE_TIMEOUT_MS: u32 = 120_000;
+/// Longest silence inside an answer when a body names none.
+pub const IDLE_TIMEOUT_MS: u32 = 60_000;
+
+fn yes() -> bool {
+    true
+}
+
+fn connect_timeout() -> u32 {
+    CONNECT_TIMEOUT_MS
+}
+
+fn first_byte_timeout() -> u32 {
+    FIRST_BYTE_TIMEOUT_MS
+}
+
+fn idle_timeout() -> u32 {
+    IDLE_TIMEOUT_MS
+}
+
+fn bearer() -> AuthScheme {
+    AuthScheme::Bearer
+}
+
+mirror! {
+    /// A provider's wire format.
+    Dialect = stored::Dialect {
+        /// OpenAI chat completions, which most self-hosted servers speak too.
+        "openai" OpenAi,
+        /// Anthropic messages.
+        "anthropic" Anthropic,
+    }
+}
+
+mirror! {
+    /// Where a provider wants its credential.
+    AuthScheme = stored::AuthScheme {
+        /// `Authorization: Bearer …`.
+        "bearer" Bearer,
+        /// `x-api-key: …`.
+        "x_api_key" XApiKey,
+        /// No credential at all.
+        "none" None,
+    }
+}
+
+noun! {
+    /// What to make of a provider.
+    put ProviderPut;
+    /// A company or server that answers model requests.
+    record Provider {
+        /// Its id.
+        id: text::ProviderId,
+    }
+    fields {
+        /// For people; default: the id.
+        #[serde(default)] name: String,
+        /// Its wire format.
+        dialect: Dialect,
+        /// Scheme, host, port and path prefix up to and including the version, e.g. `https://api.openai.com/v1`.
+        base_url: String,
+        /// Where the credential goes; default: `bearer`.
+        #[serde(default = "bearer")] auth: AuthScheme,
+        /// Whether `base_url` may resolve to a loopback or private address; default: no.
+        #[serde(default)] private_network: bool,
+        /// Whether streamed requests may ask for a usage chunk; default: yes.
+        #[serde(default = "yes")] stream_usage: bool,
+        /// Whether the provider keeps generating, and billing, after a caller hangs up; default: no.
+        #[serde(default)] bills_after_cancel: bool,
+        /// TCP and TLS connect deadline in milliseconds.
+        #[serde(default = "connect_timeout")] connect_timeout_ms: u32,
+        /// Deadline from the request's last byte to the answer's first, in milliseconds.
+        #[serde(default = "first_byte_timeout")] first_byte_timeout_ms: u32,
+        /// Longest silence inside an answer, in milliseconds.
+        #[serde(default = "idle_timeout")] idle_timeout_ms: u32,
+        /// A disabled provider is never tried; default: enabled.
+        #[serde(default = "yes")] enabled: bool,
+    }
+}
+
+impl ProviderPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::ProviderId) -> stored::Provider {
+        let Self {
+            name,
+            dialect,
+            base_url,
+            auth,
+            private_network,
+            stream_usage,
+            bills_after_cancel,
+            connect_timeout_ms,
+            first_byte_timeout_ms,
+            idle_timeout_ms,
+            enabled,
+        } = self;
+        stored::Provider {
+            name: named(name, &id),
+            id,
+            dialect: dialect.into(),
+            base_url,
+            auth: auth.into(),
+            private_network,
+            stream_usage,
+            bills_after_cancel,
+            connect_timeout_ms,
+            first_byte_timeout_ms,
+            idle_timeout_ms,
+            enabled,
+        }
+    }
+}
+
+impl Provider {
+    /// The JSON form of a stored provider.
+    pub fn of(provider: &stored::Provider, revision: Revision) -> Self {
+        let stored::Provider {
+            id,
+            name,
+            dialect,
+            base_url,
+            auth,
+            private_network,
+            stream_usage,
+            bills_after_cancel,
+            connect_timeout_ms,
+            first_byte_timeout_ms,
+            idle_timeout_ms,
+            enabled,
+        } = provider.clone();
+        Self {
+            id: Text(id),
+            name,
+            dialect: dialect.into(),
+            base_url,
+            auth: auth.into(),
+            private_network,
+            stream_usage,
+            bills_after_cancel,
+            connect_timeout_ms,
+            first_byte_timeout_ms,
+            idle_timeout_ms,
+            enabled,
+            revision: revision.0,
+        }
+    }
+}
+
+/// A provider's secret, on its way in.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialPut {
+    /// The secret. It is sealed at once and never answered.
+    pub secret: SecretText,
+    /// Regions whose nodes may hold it; default: all.
+    #[serde(default)]
+    pub regions: Vec<text::Region>,
+}
+
+impl CredentialPut {
+    /// The stored form, with the secret sealed by the caller.
+    pub fn into_stored(
+        self,
+        id: ids::CredentialId,
+        provider: ids::ProviderId,
+        version: u32,
+        sealed: Sealed,
+        now: UnixMillis,
+    ) -> stored::Credential {
+        let Self { secret: _, regions } = self;
+        stored::Credential {
+            id,
+            provider,
+            version,
+            regions: regions.into_iter().map(|region| region.0).collect(),
+            sealed,
+            created_at: now,
+        }
+    }
+}
+
+/// A provider's secret as it may be shown: everything but the secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Credential {
+    /// Its id.
+    pub id: text::CredentialId,
+    /// The provider it opens.
+    pub provider: text::ProviderId,
+    /// Counts rewrites of this id.
+    pub version: u32,
+    /// Regions whose nodes may hold it; empty = all.
+    pub regions: Vec<text::Region>,
+    /// When this version was written.
+    pub created_at: text::Instant,
+    /// The revision of the last change of this record; what `if_revision` is compared with.
+    pub revision: u64,
+}
+
+impl Credential {
+    /// The JSON form of a stored credential.
+    pub fn of(credential: &stored::Credential, revision: Revision) -> Self {
+        let stored::Credential {
+            id,
+            provider,
+            version,
+            regions,
+            sealed: _,
+            created_at,
+        } = credential.clone();
+        Self {
+            id: Text(id),
+            provider: Text(provider),
+            version,
+            regions: regions.into_iter().map(Text).collect(),
+            created_at: Text(created_at),
+            revision: revision.0,
+        }
+    }
+}
+
+noun! {
+    /// What to make of a model.
+    put ModelPut;
+    /// What a caller asks for.
+    record Model {
+        /// `author/slug`.
+        id: text::ModelId,
+        /// When it entered the catalog.
+        created_at: text::Instant,
+    }
+    fields {
+        /// For people; default: the id.
+        #[serde(default)] name: String,
+        /// One or two sentences.
+        #[serde(default)] description: String,
+        /// Most prompt and completion tokens together.
+        context_tokens: u32,
+    }
+}
+
+impl ModelPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::ModelId, created_at: UnixMillis) -> stored::Model {
+        let Self {
+            name,
+            description,
+            context_tokens,
+        } = self;
+        stored::Model {
+            name: named(name, &id),
+            id,
+            description,
+            context_tokens,
+            created_at,
+        }
+    }
+}
+
+impl Model {
+    /// The JSON form of a stored model.
+    pub fn of(model: &stored::Model, revision: Revision) -> Self {
+        let stored::Model {
+            id,
+            name,
+            description,
+            context_tokens,
+            created_at,
+        } = model.clone();
+        Self {
+            id: Text(id),
+            created_at: Text(created_at),
+            name,
+            description,
+            context_tokens,
+            revision: revision.0,
+        }
+    }
+}
+
+noun! {
+    /// What to make of an endpoint.
+    put EndpointPut;
+    /// A model at one provider.
+    record Endpoint {
+        /// Its id.
+        id: text::EndpointId,
+    }
+    fields {
+        /// What it serves.
+        model: text::ModelId,
+        /// Who serves it.
+        provider: text::ProviderId,
+        /// The provider's own name for the model.
+        upstream_model: String,
+        /// Where inference runs, when known.
+        #[serde(default)] region: Option<text::Region>,
+        /// Most completion tokens per request, when the provider caps them.
+        #[serde(default)] max_output_tokens: Option<u32>,
+        /// Lower goes first; endpoints of equal rank share traffic by price. Default: 0.
+        #[serde(default)] rank: u32,
+        /// A disabled endpoint is never tried; default: enabled.
+        #[serde(default = "yes")] enabled: bool,
+    }
+}
+
+impl EndpointPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::EndpointId) -> stored::Endpoint {
+        let Self {
+            model,
+            provider,
+            upstream_model,
+            region,
+            max_output_tokens,
+            rank,
+            enabled,
+        } = self;
+        stored::Endpoint {
+            id,
+            model: model.0,
+            provider: provider.0,
+            upstream_model,
+            region: region.map(|region| region.0),
+            max_output_tokens,
+            rank,
+            enabled,
+        }
+    }
+}
+
+impl Endpoint {
+    /// The JSON form of a stored endpoint.
+    pub fn of(endpoint: &stored::Endpoint, revision: Revision) -> Self {
+        let stored::Endpoint {
+            id,
+            model,
+            provider,
+            upstream_model,
+            region,
+            max_output_tokens,
+            rank,
+            enabled,
+        } = endpoint.clone();
+        Self {
+            id: Text(id),
+            model: Text(model),
+            provider: Text(provider),
+            upstream_model,
+            region: region.map(Text),
+            max_output_tokens,
+            rank,
+            enabled,
+            revision: revision.0,
+        }
+    }
+}
+
+/// What an endpoint charges, in US dollars per million tokens. A kind without a price of its own costs what its parent kind costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Prices {
+    /// Prompt tokens.
+    pub input: text::UsdPerMillion,
+    /// Completion tokens.
+    pub output: text::UsdPerMillion,
+    /// Prompt tokens read from the provider's cache; default: `input`.
+    #[serde(default)]
+    pub input_cache_read: Option<text::UsdPerMillion>,
+    /// Prompt tokens written to the provider's cache; default: `input`.
+    #[serde(default)]
+    pub input_cache_write: Option<text::UsdPerMillion>,
+    /// Hidden reasoning tokens; default: `output`.
+    #[serde(default)]
+    pub output_reasoning: Option<text::UsdPerMillion>,
+    /// A fixed part per request, US dollars; default: none.
+    #[serde(default)]
+    pub request: Option<text::Usd>,
+}
+
+impl From<Prices> for cost::Prices {
+    fn from(prices: Prices) -> Self {
+        let Prices {
+            input,
+            output,
+            input_cache_read,
+            input_cache_write,
+            output_reasoning,
+            request,
+        } = prices;
+        let price = |price: Option<text::UsdPerMillion>| -> Option<money::Price> { price.map(|p| p.0) };
+        Self {
+            input: input.0,
+            output: output.0,
+            input_cache_read: price(input_cache_read),
+            input_cache_write: price(input_cache_write),
+            output_reasoning: price(output_reasoning),
+            request: request.map(|amount| amount.0),
+        }
+    }
+}
+
+impl From<cost::Prices> for Prices {
+    fn from(prices: cost::Prices) -> Self {
+        let cost::Prices {
+            input,
+            output,
+            input_cache_read,
+            input_cache_write,
+            output_reasoning,
+            request,
+        } = prices;
+        Self {
+            input: Text(input),
+            output: Text(output),
+            input_cache_read: input_cache_read.map(Text),
+            input_cache_write: input_cache_write.map(Text),
+            output_reasoning: output_reasoning.map(Text),
+            request: request.map(Text),
+        }
+    }
+}
+
+/// A new set of prices. Prices never change: an edit is a new version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PriceCreate {
+    /// What it prices.
+    pub endpoint: text::EndpointId,
+    /// When it starts to apply, never in the past; default: at once.
+    #[serde(default)]
+    pub effective_from: Option<text::Instant>,
+    /// The prices.
+    pub prices: Prices,
+}
+
+impl PriceCreate {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::PriceId) -> stored::PriceVersion {
+        let Self {
+            endpoint,
+            effective_from,
+            prices,
+        } = self;
+        stored::PriceVersion {
+            id,
+            endpoint: endpoint.0,
+            effective_from: effective_from.map_or(UnixMillis(0), |at| at.0),
+            prices: prices.into(),
+        }
+    }
+}
+
+/// One immutable set of prices of an endpoint, in force from `effective_from` until the next one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Price {
+    /// Its id.
+    pub id: text::PriceId,
+    /// What it prices.
+    pub endpoint: text::EndpointId,
+    /// When it starts to apply. An endpoint's first prices apply since 1970.
+    pub effective_from: text::Instant,
+    /// The prices.
+    pub prices: Prices,
+    /// The revision at which it was added.
+    pub revision: u64,
+}
+
+impl Price {
+    /// The JSON form of a stored price version.
+    pub fn of(version: &stored::PriceVersion, revision: Revision) -> Self {
+        let stored::PriceVersion {
+            id,
+            endpoint,
+            effective_from,
+            prices,
+        } = version.clone();
+        Self {
+            id: Text(id),
+            endpoint: Text(endpoint),
+            effective_from: Text(effective_from),
+            prices: prices.into(),
+            revision: revision.0,
+        }
+    }
+}
+
+noun! {
+    /// What to announce.
+    put NoticePut;
+    /// The announcement that a model, or one endpoint of it, goes away.
+    record Notice {
+        /// Its id.
+        id: text::NoticeId,
+    }
+    fields {
+        /// The model.
+        model: text::ModelId,
+        /// Only this endpoint of it, when named.
+        #[serde(default)] endpoint: Option<text::EndpointId>,
+        /// From when answers carry the warning.
+        deprecated_at: text::Instant,
+        /// From when the model is refused, when a date is known.
+        #[serde(default)] sunset_at: Option<text::Instant>,
+        /// What to use instead.
+        #[serde(default)] successor: Option<text::ModelId>,
+        /// Why, for people.
+        #[serde(default)] reason: String,
+        /// Where to read more.
+        #[serde(default)] url: Option<String>,
+    }
+}
+
+impl NoticePut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::NoticeId) -> notice::Notice {
+        let Self {
+            model,
+            endpoint,
+            deprecated_at,
+            sunset_at,
+            successor,
+            reason,
+            url,
+        } = self;
+        notice::Notice {
+            id,
+            model: model.0,
+            endpoint: endpoint.map(|endpoint| endpoint.0),
+            deprecated_at: deprecated_at.0,
+            sunset_at: sunset_at.map(|at| at.0),
+            successor: successor.map(|model| model.0),
+            reason,
+            url,
+        }
+    }
+}
+
+impl Notice {
+    /// The JSON form of a stored notice.
+    pub fn of(notice: &notice::Notice, revision: Revision) -> Self {
+        let notice::Notice {
+            id,
+            model,
+            endpoint,
+            deprecated_at,
+            sunset_at,
+            successor,
+            reason,
+            url,
+        } = notice.clone();
+        Self {
+            id: Text(id),
+            model: Text(model),
+            endpoint: endpoint.map(Text),
+            deprecated_at: Text(deprecated_at),
+            sunset_at: sunset_at.map(Text),
+            successor: successor.map(Text),
+            reason,
+            url,
+            revision: revision.0,
+        }
+    }
+}
+
+/// The name for people: the id when the body names none.
+pub(super) fn named(name: String, id: &impl ToString) -> String {
+    if name.is_empty() { id.to_string() } else { name }
+}

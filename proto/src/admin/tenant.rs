@@ -1,0 +1,430 @@
+//! Organizations, teams, projects, API keys, budgets.
+
+use serde::{Deserialize, Serialize};
+use tollway_shared::budget as stored_budget;
+use tollway_shared::ids::{self, Revision};
+use tollway_shared::money::NanoUsd;
+use tollway_shared::tenant as stored;
+use tollway_shared::time::{self, UnixMillis};
+use utoipa::ToSchema;
+
+use super::catalog::named;
+use super::text::{self, SecretText, Text, mirror, noun};
+
+fn yes() -> bool {
+    true
+}
+
+noun! {
+    /// What to make of an organization.
+    put OrganizationPut;
+    /// The account that is billed.
+    record Organization {
+        /// Its id.
+        id: text::OrganizationId,
+    }
+    fields {
+        /// For people; default: the id.
+        #[serde(default)] name: String,
+        /// A disabled organization's keys are refused; default: enabled.
+        #[serde(default = "yes")] enabled: bool,
+    }
+}
+
+impl OrganizationPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::OrganizationId) -> stored::Organization {
+        let Self { name, enabled } = self;
+        stored::Organization {
+            name: named(name, &id),
+            id,
+            enabled,
+        }
+    }
+}
+
+impl Organization {
+    /// The JSON form of a stored organization.
+    pub fn of(organization: &stored::Organization, revision: Revision) -> Self {
+        let stored::Organization { id, name, enabled } = organization.clone();
+        Self {
+            id: Text(id),
+            name,
+            enabled,
+            revision: revision.0,
+        }
+    }
+}
+
+noun! {
+    /// What to make of a team.
+    put TeamPut;
+    /// A part of an organization.
+    record Team {
+        /// Its id.
+        id: text::TeamId,
+    }
+    fields {
+        /// Where it belongs; fixed once made.
+        organization: text::OrganizationId,
+        /// For people; default: the id.
+        #[serde(default)] name: String,
+    }
+}
+
+impl TeamPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::TeamId) -> stored::Team {
+        let Self { organization, name } = self;
+        stored::Team {
+            name: named(name, &id),
+            id,
+            organization: organization.0,
+        }
+    }
+}
+
+impl Team {
+    /// The JSON form of a stored team.
+    pub fn of(team: &stored::Team, revision: Revision) -> Self {
+        let stored::Team {
+            id,
+            organization,
+            name,
+        } = team.clone();
+        Self {
+            id: Text(id),
+            organization: Text(organization),
+            name,
+            revision: revision.0,
+        }
+    }
+}
+
+noun! {
+    /// What to make of a project.
+    put ProjectPut;
+    /// What keys are made for.
+    record Project {
+        /// Its id.
+        id: text::ProjectId,
+    }
+    fields {
+        /// Where it belongs; fixed once made.
+        organization: text::OrganizationId,
+        /// The team inside the organization, if any.
+        #[serde(default)] team: Option<text::TeamId>,
+        /// For people; default: the id.
+        #[serde(default)] name: String,
+        /// A disabled project's keys are refused; default: enabled.
+        #[serde(default = "yes")] enabled: bool,
+    }
+}
+
+impl ProjectPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::ProjectId) -> stored::Project {
+        let Self {
+            organization,
+            team,
+            name,
+            enabled,
+        } = self;
+        stored::Project {
+            name: named(name, &id),
+            id,
+            organization: organization.0,
+            team: team.map(|team| team.0),
+            enabled,
+        }
+    }
+}
+
+impl Project {
+    /// The JSON form of a stored project.
+    pub fn of(project: &stored::Project, revision: Revision) -> Self {
+        let stored::Project {
+            id,
+            organization,
+            team,
+            name,
+            enabled,
+        } = project.clone();
+        Self {
+            id: Text(id),
+            organization: Text(organization),
+            team: team.map(Text),
+            name,
+            enabled,
+            revision: revision.0,
+        }
+    }
+}
+
+/// A new API key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyCreate {
+    /// The project it is made for.
+    pub project: text::ProjectId,
+    /// Its public id; default: a new one.
+    #[serde(default)]
+    pub id: Option<text::ApiKeyId>,
+    /// For people; default: the id.
+    #[serde(default)]
+    pub name: String,
+    /// Models it may ask for; default: all.
+    #[serde(default)]
+    pub models: Vec<text::ModelId>,
+    /// From when it is refused; default: never.
+    #[serde(default)]
+    pub expires_at: Option<text::Instant>,
+}
+
+/// What the key itself gave: its digest and last four characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyMark {
+    /// HMAC-SHA256 of the key's text.
+    pub digest: stored::KeyDigest,
+    /// Which pepper made the digest.
+    pub pepper_version: u32,
+    /// The last four characters.
+    pub last4: String,
+}
+
+impl KeyCreate {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::ApiKeyId, mark: KeyMark, now: UnixMillis) -> stored::ApiKey {
+        let Self {
+            project,
+            id: _,
+            name,
+            models,
+            expires_at,
+        } = self;
+        stored::ApiKey {
+            name: named(name, &id),
+            id,
+            project: project.0,
+            digest: mark.digest,
+            pepper_version: mark.pepper_version,
+            last4: mark.last4,
+            models: models.into_iter().map(|model| model.0).collect(),
+            created_at: now,
+            expires_at: expires_at.map(|at| at.0),
+            revoked_at: None,
+            rotated_from: None,
+        }
+    }
+}
+
+/// How to replace a key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRotate {
+    /// How long the old key still works, in seconds; default: not at all.
+    #[serde(default)]
+    pub grace_seconds: u32,
+    /// From when the new key is refused; default: never.
+    #[serde(default)]
+    pub expires_at: Option<text::Instant>,
+}
+
+/// An API key as it may be shown: everything but the key itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Key {
+    /// Its public id.
+    pub id: text::ApiKeyId,
+    /// The project it is made for.
+    pub project: text::ProjectId,
+    /// For people.
+    pub name: String,
+    /// The last four characters of the key.
+    pub last4: String,
+    /// Models it may ask for; empty = all.
+    pub models: Vec<text::ModelId>,
+    /// When it was made.
+    pub created_at: text::Instant,
+    /// From when it is refused, if ever.
+    pub expires_at: Option<text::Instant>,
+    /// When it was revoked, if it was.
+    pub revoked_at: Option<text::Instant>,
+    /// The key it replaces, when it came from a rotation.
+    pub rotated_from: Option<text::ApiKeyId>,
+    /// The revision of the last change of this record; what `if_revision` is compared with.
+    pub revision: u64,
+}
+
+impl Key {
+    /// The JSON form of a stored key.
+    pub fn of(key: &stored::ApiKey, revision: Revision) -> Self {
+        let stored::ApiKey {
+            id,
+            project,
+            name,
+            digest: _,
+            pepper_version: _,
+            last4,
+            models,
+            created_at,
+            expires_at,
+            revoked_at,
+            rotated_from,
+        } = key.clone();
+        Self {
+            id: Text(id),
+            project: Text(project),
+            name,
+            last4,
+            models: models.into_iter().map(Text).collect(),
+            created_at: Text(created_at),
+            expires_at: expires_at.map(Text),
+            revoked_at: revoked_at.map(Text),
+            rotated_from: rotated_from.map(Text),
+            revision: revision.0,
+        }
+    }
+}
+
+/// A new key, shown this once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyCreated {
+    /// The key itself. It is not stored and cannot be shown again, except to a retry with the same `Idempotency-Key`.
+    pub key: SecretText,
+    /// Its record.
+    #[serde(flatten)]
+    pub record: Key,
+}
+
+/// The level of the tenant path that a budget limits, and its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetScope {
+    /// Everything of an organization.
+    Organization(text::OrganizationId),
+    /// Everything of a team.
+    Team(text::TeamId),
+    /// Everything of a project.
+    Project(text::ProjectId),
+    /// One API key.
+    Key(text::ApiKeyId),
+}
+
+impl From<BudgetScope> for stored_budget::BudgetScope {
+    fn from(scope: BudgetScope) -> Self {
+        match scope {
+            BudgetScope::Organization(id) => Self::Organization(id.0),
+            BudgetScope::Team(id) => Self::Team(id.0),
+            BudgetScope::Project(id) => Self::Project(id.0),
+            BudgetScope::Key(id) => Self::Key(id.0),
+        }
+    }
+}
+
+impl From<stored_budget::BudgetScope> for BudgetScope {
+    fn from(scope: stored_budget::BudgetScope) -> Self {
+        match scope {
+            stored_budget::BudgetScope::Organization(id) => Self::Organization(Text(id)),
+            stored_budget::BudgetScope::Team(id) => Self::Team(Text(id)),
+            stored_budget::BudgetScope::Project(id) => Self::Project(Text(id)),
+            stored_budget::BudgetScope::Key(id) => Self::Key(Text(id)),
+        }
+    }
+}
+
+mirror! {
+    /// How often a budget starts again. Boundaries are UTC; weeks start on Monday, months on the 1st.
+    Period = time::Period {
+        /// From 00:00 to 24:00.
+        "daily" Daily,
+        /// From Monday 00:00.
+        "weekly" Weekly,
+        /// From the 1st, 00:00.
+        "monthly" Monthly,
+        /// Never starts again.
+        "lifetime" Lifetime,
+    }
+}
+
+mirror! {
+    /// What happens when the money is spent.
+    BudgetMode = stored_budget::BudgetMode {
+        /// Refuse until the period ends.
+        "hard" Hard,
+        /// Count and show.
+        "soft" Soft,
+    }
+}
+
+fn hard() -> BudgetMode {
+    BudgetMode::Hard
+}
+
+noun! {
+    /// What to make of a budget.
+    put BudgetPut;
+    /// A limit on money.
+    record Budget {
+        /// Its id.
+        id: text::BudgetId,
+        /// What the current period has recorded.
+        spent: text::Usd,
+        /// Whether the recorded spend has reached the limit.
+        exhausted: bool,
+        /// When the next period starts, if ever.
+        resets_at: Option<text::Instant>,
+    }
+    fields {
+        /// What it limits.
+        scope: BudgetScope,
+        /// The most that may be spent in one period, US dollars.
+        limit: text::Usd,
+        /// When it starts again.
+        period: Period,
+        /// What happens at the limit; default: `hard`.
+        #[serde(default = "hard")] mode: BudgetMode,
+    }
+}
+
+impl BudgetPut {
+    /// The stored form under this id.
+    pub fn into_stored(self, id: ids::BudgetId) -> stored_budget::Budget {
+        let Self {
+            scope,
+            limit,
+            period,
+            mode,
+        } = self;
+        stored_budget::Budget {
+            id,
+            scope: scope.into(),
+            limit: limit.0,
+            period: period.into(),
+            mode: mode.into(),
+        }
+    }
+}
+
+impl Budget {
+    /// The JSON form of a stored budget, with what the window around `now` has recorded.
+    pub fn of(budget: &stored_budget::Budget, spent: NanoUsd, now: UnixMillis, revision: Revision) -> Self {
+        let stored_budget::Budget {
+            id,
+            scope,
+            limit,
+            period,
+            mode,
+        } = budget.clone();
+        Self {
+            id: Text(id),
+            spent: Text(spent),
+            exhausted: spent >= limit,
+            resets_at: period.window(now).1.map(Text),
+            scope: scope.into(),
+            limit: Text(limit),
+            period: period.into(),
+            mode: mode.into(),
+            revision: revision.0,
+        }
+    }
+}
