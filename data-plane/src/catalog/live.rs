@@ -120,10 +120,9 @@ mod tests {
         let live = Live::new(NodeSecrets::default());
         assert!(live.snapshot().is_none());
         let at = |revision| {
-            Arc::new(Snapshot {
-                revision: Revision(revision),
-                ..Snapshot::default()
-            })
+            let mut snapshot = Snapshot::default();
+            snapshot.revision = Revision(revision);
+            Arc::new(snapshot)
         };
         let stops = Stops {
             revision: Revision(7),

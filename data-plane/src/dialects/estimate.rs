@@ -1,0 +1,137 @@
+//! Token counts when a provider reports none: an honest guess from the text that was sent and received, always flagged as such.
+
+use serde::Deserialize;
+use std::borrow::Cow;
+use tollway_shared::tokens::TokenCounts;
+
+/// The estimator's name in usage events. A change of its arithmetic is another name.
+pub const NAME: &str = "bytes4.v1";
+/// UTF-8 bytes of text per token.
+const BYTES_PER_TOKEN: u64 = 4;
+/// What the frame around one message costs.
+const TOKENS_PER_MESSAGE: u64 = 4;
+/// What an image or file costs.
+const TOKENS_PER_ATTACHMENT: u64 = 1_000;
+
+/// What one message holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measure {
+    /// Bytes of text.
+    pub text_bytes: u64,
+    /// Images and files.
+    pub attachments: u64,
+}
+
+impl Measure {
+    /// Counts more in.
+    pub fn add(&mut self, other: Self) {
+        self.text_bytes += other.text_bytes;
+        self.attachments += other.attachments;
+    }
+}
+
+/// What all messages hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// How many there are.
+    pub messages: usize,
+    /// Their sum.
+    pub measure: Measure,
+}
+
+impl Prompt {
+    /// Counts a message in.
+    pub fn add(&mut self, message: Measure) {
+        self.messages += 1;
+        self.measure.add(message);
+    }
+
+    /// The estimate.
+    pub fn tokens(&self) -> u64 {
+        tokens(self.measure.text_bytes)
+            + TOKENS_PER_ATTACHMENT * self.measure.attachments
+            + TOKENS_PER_MESSAGE * self.messages as u64
+    }
+}
+
+/// Measures a message's `content` as it is written in JSON: a text, or an array of parts.
+pub fn content(json: &str) -> Measure {
+    if let Some(text) = json.strip_prefix('"') {
+        return Measure {
+            text_bytes: text_bytes(text),
+            attachments: 0,
+        };
+    }
+    let parts: Vec<Part<'_>> = serde_json::from_str(json).unwrap_or_default();
+    let mut measure = Measure::default();
+    for part in parts {
+        match part.text {
+            Some(text) => measure.text_bytes += text.len() as u64,
+            None => measure.attachments += 1,
+        }
+    }
+    measure
+}
+
+/// The counts of a request with this estimate of its prompt, that got `reply_bytes` bytes of text back.
+pub fn counts(prompt_tokens: u64, reply_bytes: u64) -> TokenCounts {
+    TokenCounts {
+        input: prompt_tokens,
+        output: tokens(reply_bytes),
+        ..TokenCounts::default()
+    }
+}
+
+#[derive(Deserialize)]
+struct Part<'a> {
+    #[serde(borrow, default)]
+    text: Option<Cow<'a, str>>,
+}
+
+/// Bytes of a text in JSON, its closing quote included in `text`. An escape stands for one byte, `\\uXXXX` for two.
+fn text_bytes(text: &str) -> u64 {
+    let bytes = text.as_bytes();
+    let (mut length, mut next) = (bytes.len().saturating_sub(1), 0);
+    for place in memchr::memchr_iter(b'\\', bytes) {
+        if place >= next {
+            next = place + 2;
+            let saved = if bytes.get(place + 1) == Some(&b'u') { 4 } else { 1 };
+            length = length.saturating_sub(saved);
+        }
+    }
+    length as u64
+}
+
+fn tokens(bytes: u64) -> u64 {
+    bytes.div_ceil(BYTES_PER_TOKEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_counts_a_quarter_of_its_bytes_and_images_a_flat_amount() {
+        let mut prompt = Prompt::default();
+        prompt.add(content(r#""12345678""#));
+        prompt.add(content(
+            r#"[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:,"}}]"#,
+        ));
+        prompt.add(content("null"));
+        assert_eq!(prompt.tokens(), 3 + 12 + 1_000);
+        assert_eq!(counts(7, 5).output, 2);
+    }
+
+    #[test]
+    fn escapes_are_measured_as_what_they_stand_for() {
+        for (json, bytes) in [
+            (r#""a\nb""#, 3),
+            (r#""\\\\""#, 2),
+            (r#""\u00e9""#, 2),
+            (r#""""#, 0),
+            ("\"é\"", 2),
+        ] {
+            assert_eq!(content(json).text_bytes, bytes, "{json}");
+        }
+    }
+}

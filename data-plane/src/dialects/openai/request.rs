@@ -1,0 +1,127 @@
+//! The caller's body with `model` replaced, our own members taken out, and usage asked for.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use tollway_shared::catalog::{Endpoint, Provider};
+
+use crate::ask::Ask;
+use crate::dialects::Encoded;
+use crate::dialects::slices::{Edit, Slices};
+
+const ASK_FOR_USAGE: &str = r#","stream_options":{"include_usage":true}"#;
+
+/// What is sent: the caller's bytes around the edits.
+pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
+    let mut model = serde_json::to_vec(&endpoint.upstream_model).expect("text serializes");
+    let mut edits: Vec<Edit> = ask
+        .ours_at
+        .iter()
+        .map(|range| Edit {
+            range: range.clone(),
+            with: Bytes::new(),
+        })
+        .collect();
+    if ask.stream && !ask.wants_usage && provider.stream_usage {
+        match &ask.stream_options_at {
+            Some(range) => edits.push(Edit {
+                range: range.clone(),
+                with: with_usage(&ask.body[range.clone()]),
+            }),
+            None => model.extend_from_slice(ASK_FOR_USAGE.as_bytes()),
+        }
+    }
+    edits.push(Edit {
+        range: ask.model_at.clone(),
+        with: model.into(),
+    });
+    edits.sort_by_key(|edit| edit.range.start);
+    Encoded {
+        path: "/chat/completions",
+        headers: &[],
+        body: Slices::edited(&ask.body, &edits),
+    }
+}
+
+/// The caller's stream options, with usage switched on.
+fn with_usage(options: &[u8]) -> Bytes {
+    let mut members: BTreeMap<&str, &RawValue> = serde_json::from_slice(options).unwrap_or_default();
+    let on = RawValue::from_string("true".into()).expect("`true` is JSON");
+    members.insert("include_usage", &on);
+    serde_json::to_vec(&members).expect("raw values serialize").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tollway_shared::catalog::{AuthScheme, Dialect};
+    use tollway_shared::ids::{EndpointId, ModelId, ProviderId};
+
+    fn encoded(body: &str, stream_usage: bool) -> String {
+        let endpoint = Endpoint {
+            id: EndpointId::trusted("e"),
+            model: ModelId::trusted("a/b"),
+            provider: ProviderId::trusted("p"),
+            upstream_model: "b-\"1".into(),
+            region: None,
+            max_output_tokens: None,
+            rank: 0,
+            enabled: true,
+        };
+        let provider = Provider {
+            id: ProviderId::trusted("p"),
+            name: "P".into(),
+            dialect: Dialect::OpenAi,
+            base_url: "http://127.0.0.1".into(),
+            auth: AuthScheme::None,
+            private_network: true,
+            stream_usage,
+            bills_after_cancel: false,
+            connect_timeout_ms: 1,
+            first_byte_timeout_ms: 1,
+            idle_timeout_ms: 1,
+            enabled: true,
+        };
+        let ask = Ask::parse(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        String::from_utf8(encode(&ask, &endpoint, &provider).body.to_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn only_the_changed_fields_change() {
+        const REST: &str = r#""x" : 1.00,"messages":[{"role":"user"}]"#;
+        for (body, usage, expected) in [
+            (r#"{"model":"a/b",REST}"#, true, r#"{"model":"b-\"1",REST}"#),
+            (
+                r#"{REST,"model":"a/b","stream":true}"#,
+                true,
+                r#"{REST,"model":"b-\"1","stream_options":{"include_usage":true},"stream":true}"#,
+            ),
+            (
+                r#"{REST,"model":"a/b","stream":true}"#,
+                false,
+                r#"{REST,"model":"b-\"1","stream":true}"#,
+            ),
+            (
+                r#"{"stream_options":{"include_usage":false,"z":[1]},REST,"model":"a/b","stream":true,"provider":{}}"#,
+                true,
+                r#"{"stream_options":{"include_usage":true,"z":[1]},REST,"model":"b-\"1","stream":true}"#,
+            ),
+            (
+                r#"{"stream_options":{"include_usage":true},REST,"model":"a/b","stream":true}"#,
+                true,
+                r#"{"stream_options":{"include_usage":true},REST,"model":"b-\"1","stream":true}"#,
+            ),
+            (
+                r#"{"stream_options":null,REST,"model":"a/b","stream":true}"#,
+                true,
+                r#"{"stream_options":{"include_usage":true},REST,"model":"b-\"1","stream":true}"#,
+            ),
+        ] {
+            assert_eq!(
+                encoded(&body.replace("REST", REST), usage),
+                expected.replace("REST", REST)
+            );
+        }
+    }
+}
