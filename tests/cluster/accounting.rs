@@ -28,7 +28,7 @@ fn mix(rng: &mut impl Rng, number: usize) -> Call {
     let text = format!("request {number}: {words}");
     match number % 10 {
         0 => {
-            let model = if number % 20 == 0 { FAST } else { LONG };
+            let model = if number.is_multiple_of(20) { FAST } else { LONG };
             let usage = if rng.random() {
                 Usage::Asked
             } else {

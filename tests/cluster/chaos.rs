@@ -44,7 +44,7 @@ async fn callers(urls: [String; 2], keys: Vec<String>, stop: Arc<AtomicBool>) ->
             continue;
         }
         let node = number % 2;
-        let model = if number % 5 == 0 { LONG } else { FAST };
+        let model = if number.is_multiple_of(5) { LONG } else { FAST };
         let call = match number % 4 {
             0 | 1 => Call::plain(model, format!("chaos {number}")),
             2 => Call::streamed(
