@@ -3,5 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`state`] | pure: the replicated state and the only function that changes it |
+//! | [`raft`] | consensus: the log, writes, linearizable reads, members |
 
+pub mod raft;
 pub mod state;

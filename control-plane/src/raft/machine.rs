@@ -1,0 +1,266 @@
+//! The shell around `state::apply`: committed entries in, published states and changes out; checkpoints now and then.
+//!
+//! Invariant: a state is published before anyone hears the outcome of its last entry, so whoever got an answer reads its own write.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StoredMembership};
+use tokio::sync::{broadcast, watch};
+use tollway_proto::command::{Member, Outcome, StoredEntry};
+use tollway_shared::ids::Revision;
+use tollway_shared::snapshot::ResourceKey;
+
+use super::changes::{Change, Ring};
+use super::checkpoint::{Checkpoint, Meta, Shelf};
+use super::types::{EntryOf, LeaderId, LogIdOf, StoredMembershipOf, Types, damaged};
+use crate::state::{self, State};
+
+/// Entries that are applied before the state is published and their proposers hear of it.
+const BATCH_ENTRIES_MAX: usize = 256;
+/// Changes that a slow reader may lag behind before it has to ask the ring.
+const CHANGES_WAITING_MAX: usize = 1_024;
+
+type SnapshotOf = Snapshot<LeaderId, u64, Member, Bytes>;
+
+/// What readers see of the state machine.
+#[derive(Debug)]
+pub(super) struct Published {
+    pub(super) state: watch::Sender<Arc<State>>,
+    /// The index of the last applied entry.
+    pub(super) applied: watch::Sender<u64>,
+    pub(super) changes: broadcast::Sender<Arc<Change>>,
+    ring: Mutex<Ring>,
+}
+
+impl Published {
+    /// What changed after `revision`; see [`Ring::since`].
+    pub(super) fn changes_since(&self, revision: Revision) -> Option<(Revision, BTreeSet<ResourceKey>)> {
+        self.ring
+            .lock()
+            .expect("no code panics while it holds the ring")
+            .since(revision)
+    }
+}
+
+/// The replicated state of one replica.
+pub(super) struct Machine {
+    /// What was applied so far.
+    current: Checkpoint,
+    shelf: Shelf,
+    published: Arc<Published>,
+}
+
+impl Machine {
+    /// Starts from the newest checkpoint, or from nothing.
+    pub(super) fn open(shelf: Shelf) -> io::Result<(Self, Arc<Published>)> {
+        let current = shelf
+            .newest()?
+            .map(|(checkpoint, _)| checkpoint)
+            .unwrap_or_default();
+        check_version(&current.state)?;
+        let published = Arc::new(Published {
+            applied: watch::Sender::new(current.at.map_or(0, |id| id.index)),
+            changes: broadcast::Sender::new(CHANGES_WAITING_MAX),
+            ring: Mutex::new(Ring::at(current.state.revision)),
+            state: watch::Sender::new(Arc::new(current.state.clone())),
+        });
+        let machine = Self {
+            current,
+            shelf,
+            published: published.clone(),
+        };
+        Ok((machine, published))
+    }
+
+    /// The position up to which it starts out.
+    pub(super) fn position(&self) -> Option<LogIdOf> {
+        self.current.at
+    }
+
+    fn apply_entry(&mut self, entry: EntryOf, changes: &mut Vec<Arc<Change>>) -> io::Result<Option<Outcome>> {
+        let index = entry.log_id.index;
+        self.current.at = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Normal(StoredEntry::V1(command)) => {
+                let applied = state::apply(&mut self.current.state, index, &command);
+                check_version(&self.current.state)?;
+                if !applied.changed.is_empty() {
+                    changes.push(Arc::new(Change {
+                        revision: self.current.state.revision,
+                        keys: applied.changed,
+                        reset: false,
+                    }));
+                }
+                Ok(Some(applied.outcome))
+            }
+            EntryPayload::Blank => {
+                self.current.state.applied = index;
+                Ok(None)
+            }
+            EntryPayload::Membership(membership) => {
+                self.current.state.applied = index;
+                self.current.members = StoredMembership::new(Some(entry.log_id), membership);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Shows readers the state, then tells proposers.
+    fn publish(&self, changes: &mut Vec<Arc<Change>>, answers: &mut Vec<(Answerer, Option<Outcome>)>) {
+        {
+            // The ring first: a reader of the new state must find its changes.
+            let mut ring = self
+                .published
+                .ring
+                .lock()
+                .expect("no code panics while it holds the ring");
+            changes.iter().for_each(|change| ring.push(change.clone()));
+        }
+        self.published
+            .state
+            .send_replace(Arc::new(self.current.state.clone()));
+        self.published
+            .applied
+            .send_replace(self.current.at.map_or(0, |id| id.index));
+        for change in changes.drain(..) {
+            // Nobody may be listening.
+            let _ = self.published.changes.send(change);
+        }
+        for (answerer, outcome) in answers.drain(..) {
+            answerer.send(outcome);
+        }
+    }
+}
+
+type Answerer = ApplyResponder<Types>;
+
+/// A state that asks for behaviour of a newer version stops this replica; it must not guess.
+fn check_version(state: &State) -> io::Result<()> {
+    if state.version > state::VERSION {
+        let (wanted, known) = (state.version, state::VERSION);
+        return Err(io::Error::other(format!(
+            "the cluster runs version {wanted}, this replica knows {known}; install a newer release"
+        )));
+    }
+    Ok(())
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogIdOf>, StoredMembershipOf), io::Error> {
+        Ok((self.current.at, self.current.members.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let (mut changes, mut answers) = (Vec::new(), Vec::new());
+        let mut waiting = 0;
+        while let Some(entry) = entries.next().await {
+            let (entry, answerer) = entry?;
+            let outcome = self.apply_entry(entry, &mut changes)?;
+            answers.extend(answerer.map(|answerer| (answerer, outcome)));
+            waiting += 1;
+            if waiting == BATCH_ENTRIES_MAX {
+                self.publish(&mut changes, &mut answers);
+                waiting = 0;
+            }
+        }
+        self.publish(&mut changes, &mut answers);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            checkpoint: self.current.clone(),
+            shelf: self.shelf.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &Meta, bytes: Bytes) -> Result<(), io::Error> {
+        let shelf = self.shelf.clone();
+        let checkpoint = off_thread(self.shelf.blocks(), move || {
+            let checkpoint = Checkpoint::decode(&bytes)?;
+            check_version(&checkpoint.state)?;
+            shelf.put(checkpoint.at, bytes)?;
+            Ok(checkpoint)
+        })
+        .await?;
+        if checkpoint.at != meta.last_log_id {
+            return Err(damaged("the checkpoint is of another position than was said"));
+        }
+        self.current = checkpoint;
+        let revision = self.current.state.revision;
+        *self
+            .published
+            .ring
+            .lock()
+            .expect("no code panics while it holds the ring") = Ring::at(revision);
+        self.published
+            .state
+            .send_replace(Arc::new(self.current.state.clone()));
+        self.published
+            .applied
+            .send_replace(self.current.at.map_or(0, |id| id.index));
+        let _ = self.published.changes.send(Arc::new(Change {
+            revision,
+            keys: Vec::new(),
+            reset: true,
+        }));
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
+        let shelf = self.shelf.clone();
+        let newest = off_thread(self.shelf.blocks(), move || shelf.newest()).await?;
+        Ok(newest.map(|(checkpoint, bytes)| Snapshot {
+            meta: checkpoint.meta(),
+            snapshot: bytes,
+        }))
+    }
+}
+
+/// Makes a checkpoint of a state that stands still.
+pub(super) struct Builder {
+    checkpoint: Checkpoint,
+    shelf: Shelf,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
+        let (checkpoint, shelf) = (self.checkpoint.clone(), self.shelf.clone());
+        off_thread(self.shelf.blocks(), move || {
+            let bytes = checkpoint.encode();
+            shelf.put(checkpoint.at, bytes.clone())?;
+            Ok(Snapshot {
+                meta: checkpoint.meta(),
+                snapshot: bytes,
+            })
+        })
+        .await
+    }
+}
+
+/// Runs work that waits for hardware on a thread of its own; in the simulation, right here.
+async fn off_thread<T: Send + 'static>(
+    blocks: bool,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if blocks {
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(io::Error::other)?
+    } else {
+        work()
+    }
+}

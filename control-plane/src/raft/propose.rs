@@ -1,0 +1,228 @@
+//! Writes and linearizable reads, from any replica.
+//!
+//! A call is bounded as a whole. It is tried again only while it is certain that nothing was proposed; a write that may have been
+//! is [`ProposeFault::Timeout`], and its caller repeats it with the same idempotency key.
+
+use std::future::Future;
+use std::time::Duration;
+
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::error::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use tokio::time::Instant;
+use tollway_proto::codec::{self, Kind};
+use tollway_proto::command::{Entry, Outcome, StoredEntry};
+use tollway_shared::ids::ReplicaId;
+
+use super::Cluster;
+use super::message::{Answer, Ask, Call, Declined, Proposal, Reply};
+use super::network::TransportFault;
+use super::types::Types;
+
+/// How long a write or a barrier may take. Below the 5 s that the admin API promises, to leave room for its answer.
+pub const PROPOSE_WITHIN: Duration = Duration::from_millis(4_500);
+/// Largest command, in its stored form.
+pub const ENTRY_BYTES_MAX: usize = 4 << 20;
+/// Waits between attempts that are known to have done nothing.
+const BACKOFF_MS: [u64; 4] = [20, 30, 40, 50];
+/// How long a follower waits for the leader's read index before it asks again.
+const READ_INDEX_WITHIN: Duration = Duration::from_millis(1_500);
+
+/// Why a write or a barrier did not happen, or may not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeFault {
+    /// The leader cannot reach a majority. Nothing was written.
+    #[error("the control plane has no majority of its replicas right now; nothing was written, try again")]
+    NoQuorum,
+    /// No leader is known, or it cannot be reached. Nothing was written.
+    #[error("the control plane has no leader that can be reached right now; nothing was written, try again")]
+    NoLeader,
+    /// Proposed, and not confirmed in time: it may still take effect.
+    #[error(
+        "the write was not confirmed in time and may still take effect; repeat it with the same idempotency key"
+    )]
+    Timeout,
+    /// This replica is stopping. Nothing was written.
+    #[error("this replica is stopping; ask another one")]
+    Stopping,
+    /// Nothing was written, and trying again will not help.
+    #[error("the command is larger than {ENTRY_BYTES_MAX} bytes")]
+    TooLarge,
+}
+
+impl ProposeFault {
+    /// Whether it is certain that nothing was written.
+    pub fn nothing_written(self) -> bool {
+        match self {
+            Self::Timeout => false,
+            Self::NoQuorum | Self::NoLeader | Self::Stopping | Self::TooLarge => true,
+        }
+    }
+}
+
+impl Cluster {
+    /// Proposes a change and waits until it is applied here or at the leader. Bounded by [`PROPOSE_WITHIN`].
+    ///
+    /// The leader stamps the time; a follower forwards. An answer means that a majority has it on disk.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, ProposeFault> {
+        if codec::encode(Kind::Peer, &proposal).len() > ENTRY_BYTES_MAX {
+            return Err(ProposeFault::TooLarge);
+        }
+        self.at_leader(|leader, within| {
+            let (this, proposal) = (self.clone(), proposal.clone());
+            async move {
+                let Some((id, address)) = leader else {
+                    return this.propose_here(proposal, within).await;
+                };
+                let within_ms = within.as_millis() as u64;
+                let call = Call(Ask::Propose { proposal, within_ms });
+                match this.0.transport.call(id, &address, call, within).await {
+                    Ok(Reply(Answer::Propose(result))) => result,
+                    Ok(Reply(_)) | Err(TransportFault::Lost(_) | TransportFault::Late(_)) => {
+                        Err(Declined::Unknown)
+                    }
+                    Err(TransportFault::Unreachable(_) | TransportFault::Refused(_)) => {
+                        Err(Declined::NotLeader { leader: None })
+                    }
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until this replica has applied every write that was answered anywhere before the call: a linearizable read of
+    /// [`Cluster::state`] may follow. Bounded by [`PROPOSE_WITHIN`].
+    pub async fn barrier(&self) -> Result<(), ProposeFault> {
+        let deadline = Instant::now() + PROPOSE_WITHIN;
+        let index = self
+            .at_leader(|leader, within| {
+                let this = self.clone();
+                async move {
+                    let within = within.min(READ_INDEX_WITHIN);
+                    let Some((id, address)) = leader else {
+                        let read = tokio::time::timeout(within, this.read_index_here());
+                        return read.await.unwrap_or(Err(Declined::NoQuorum));
+                    };
+                    match this
+                        .0
+                        .transport
+                        .call(id, &address, Call(Ask::ReadIndex), within)
+                        .await
+                    {
+                        Ok(Reply(Answer::ReadIndex(result))) => result,
+                        // A read may be repeated whatever became of it.
+                        Ok(_) | Err(_) => Err(Declined::NotLeader { leader: None }),
+                    }
+                }
+            })
+            .await?;
+        let mut applied = self.applied();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout_at(deadline, reached).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(ProposeFault::Stopping),
+            Err(_) => Err(ProposeFault::NoLeader),
+        }
+    }
+
+    /// Proposes at this replica only.
+    pub(super) async fn propose_here(
+        &self,
+        proposal: Proposal,
+        within: Duration,
+    ) -> Result<Outcome, Declined> {
+        if self.is_stopping() {
+            return Err(Declined::Stopping);
+        }
+        let entry = StoredEntry::V1(Entry {
+            at: (self.0.now)(),
+            actor: proposal.actor,
+            idempotency: proposal.idempotency,
+            if_revision: proposal.if_revision,
+            command: proposal.command,
+        });
+        match tokio::time::timeout(within, self.0.raft.client_write(entry)).await {
+            Ok(Ok(response)) => response.data.ok_or(Declined::Unknown),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
+                Err(declined(&forward))
+            }
+            // Late, discarded by a new leader, or stopped underway: it may be in someone's log.
+            Ok(Err(_)) | Err(_) => Err(Declined::Unknown),
+        }
+    }
+
+    /// The index that a linearizable read has to wait for, if this replica leads.
+    pub(super) async fn read_index_here(&self) -> Result<u64, Declined> {
+        if self.is_stopping() {
+            return Err(Declined::Stopping);
+        }
+        match self.0.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _applied)) => Ok(read.log_id().index),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(declined(&forward))
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(Declined::NoQuorum),
+            Err(RaftError::Fatal(_)) => Err(Declined::Stopping),
+        }
+    }
+
+    /// Tries `attempt` at whoever leads (`None`: this replica) until it is done, may be done, or time is up.
+    async fn at_leader<T, F>(
+        &self,
+        attempt: impl Fn(Option<(ReplicaId, String)>, Duration) -> F,
+    ) -> Result<T, ProposeFault>
+    where
+        F: Future<Output = Result<T, Declined>>,
+    {
+        let deadline = Instant::now() + PROPOSE_WITHIN;
+        let mut hint = None;
+        let mut fault = ProposeFault::NoLeader;
+        let mut backoff = BACKOFF_MS
+            .into_iter()
+            .chain(std::iter::repeat(BACKOFF_MS[BACKOFF_MS.len() - 1]));
+        loop {
+            if self.is_stopping() {
+                return Err(ProposeFault::Stopping);
+            }
+            let within = deadline.saturating_duration_since(Instant::now());
+            if within.is_zero() {
+                return Err(fault);
+            }
+            if let Some(leader) = self.leader(hint.take()) {
+                match attempt(leader, within).await {
+                    Ok(done) => return Ok(done),
+                    Err(Declined::Unknown) => return Err(ProposeFault::Timeout),
+                    Err(Declined::NoQuorum) => fault = ProposeFault::NoQuorum,
+                    // It knows better than we do: ask that one at once, the first time.
+                    Err(Declined::NotLeader { leader }) => hint = leader,
+                    Err(Declined::Stopping) => {}
+                }
+            }
+            let wait = Duration::from_millis(backoff.next().unwrap_or(BACKOFF_MS[0]));
+            tokio::time::sleep(wait.min(deadline.saturating_duration_since(Instant::now()))).await;
+        }
+    }
+
+    /// Who leads: `Some(None)` is this replica. A hint of another replica goes before what is known here.
+    #[allow(clippy::option_option)]
+    fn leader(&self, hint: Option<u64>) -> Option<Option<(ReplicaId, String)>> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let id = hint.or(metrics.current_leader)?;
+        if id == self.0.id.0 {
+            return Some(None);
+        }
+        let member = metrics.membership_config.get_node(&id)?;
+        Some(Some((ReplicaId(id), member.peer_address.clone())))
+    }
+}
+
+/// Why the library wants someone else to do it. It says so only before it wrote anything.
+pub(super) fn declined(forward: &ForwardToLeader<Types>) -> Declined {
+    match forward.reason {
+        ForwardReason::LeaseExpired => Declined::NoQuorum,
+        ForwardReason::NotLeader | ForwardReason::LeadershipTransfer => Declined::NotLeader {
+            leader: forward.leader_id,
+        },
+    }
+}

@@ -1,0 +1,160 @@
+//! Replicas in one process over plain gRPC on loopback.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tollway_proto::command::{Command, Member, Outcome};
+use tollway_shared::ids::OrganizationId;
+use tollway_shared::tenant::Organization;
+use tonic::transport::{Channel, Endpoint};
+
+use super::*;
+
+struct PlainTcp;
+
+impl PeerConnector for PlainTcp {
+    fn channel(&self, _id: ReplicaId, address: &str) -> Channel {
+        Endpoint::from_shared(format!("http://{address}"))
+            .unwrap()
+            .connect_timeout(Duration::from_millis(500))
+            .connect_lazy()
+    }
+}
+
+/// One replica and its peer port.
+struct Replica {
+    cluster: Cluster,
+    address: SocketAddr,
+    served: CancellationToken,
+}
+
+fn timings() -> Timings {
+    Timings {
+        heartbeat_ms: 50,
+        election_timeout_ms: 300,
+        ..Timings::default()
+    }
+}
+
+impl Replica {
+    async fn start(id: u64, folder: &Path, timings: Timings) -> Self {
+        Self::start_at(id, folder, timings, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn start_at(id: u64, folder: &Path, timings: Timings, address: SocketAddr) -> Self {
+        let config = RaftConfig {
+            id: ReplicaId(id),
+            cluster: ClusterId::trusted("test"),
+            data_dir: folder.join(id.to_string()),
+            timings,
+        };
+        let now: Now = Arc::new(|| UnixMillis(1_700_000_000_000));
+        let cluster = start(config, Arc::new(PlainTcp), now).await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(address).unwrap();
+        let listener = socket.listen(64).unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = CancellationToken::new();
+        let server = tonic::transport::Server::builder().add_service(cluster.service(Arc::new(NoExtras)));
+        let ended = served.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                result = server.serve_with_incoming(TcpListenerStream::new(listener)) => result.unwrap(),
+                () = ended.cancelled() => {}
+            }
+        });
+        Self {
+            cluster,
+            address,
+            served,
+        }
+    }
+
+    fn member(&self) -> Member {
+        Member {
+            peer_address: self.address.to_string(),
+            admin_url: format!("http://{}", self.address),
+        }
+    }
+
+    /// Stops like a crash: no handing over, connections cut.
+    async fn kill(self) -> SocketAddr {
+        self.served.cancel();
+        self.cluster.crash().await;
+        self.address
+    }
+}
+
+fn organization(id: &str) -> Proposal {
+    Proposal::system(Command::PutOrganization(Organization {
+        id: OrganizationId::trusted(id),
+        name: id.into(),
+        enabled: true,
+    }))
+}
+
+/// Writes, repeating while it is certain that nothing was written.
+async fn write(cluster: &Cluster, id: &str) -> Revision {
+    match within(10, cluster.propose(organization(id))).await.unwrap() {
+        Outcome::Done(receipt) => receipt.revision,
+        Outcome::Refused(refusal) => panic!("{refusal}"),
+    }
+}
+
+fn has(cluster: &Cluster, id: &str) -> bool {
+    cluster
+        .state()
+        .organizations
+        .contains_key(&OrganizationId::trusted(id))
+}
+
+async fn within<T>(seconds: u64, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(seconds), work)
+        .await
+        .expect("it takes no longer than the test allows")
+}
+
+#[test]
+fn the_defaults_are_accepted_and_nonsense_is_refused() {
+    let cluster = ClusterId::trusted("c");
+    Timings::default().config(&cluster).unwrap();
+    let inverted = Timings {
+        heartbeat_ms: 5_000,
+        ..Timings::default()
+    };
+    assert!(
+        inverted
+            .config(&cluster)
+            .unwrap_err()
+            .to_string()
+            .contains("[raft]")
+    );
+}
+
+#[tokio::test]
+async fn a_single_replica_answers_reads_its_writes_and_restarts_with_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = Replica::start(1, folder.path(), timings()).await;
+    assert!(one.cluster.was_empty());
+    one.cluster.init(one.member()).await.unwrap();
+    assert_eq!(
+        one.cluster.init(one.member()).await,
+        Err(MembersFault::AlreadyInitialized)
+    );
+    let first = write(&one.cluster, "acme").await;
+    assert!(has(&one.cluster, "acme"));
+    let second = write(&one.cluster, "globex").await;
+    assert!(second > first);
+    one.cluster.barrier().await.unwrap();
+    one.served.cancel();
+    one.cluster.shutdown().await;
+
+    let one = Replica::start(1, folder.path(), timings()).await;
+    assert!(!one.cluster.was_empty());
+    within(5, one.cluster.barrier()).await.unwrap();
+    assert!(has(&one.cluster, "acme") && has(&one.cluster, "globex"));
+    one.kill().await;
+}
