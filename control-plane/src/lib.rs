@@ -2,8 +2,10 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`identity`] | the certificate authority, mutual TLS, renewal |
+//! | [`raft`] | consensus: one log on a majority of replicas, one state on each |
 //! | [`state`] | pure: the replicated state and the only function that changes it |
-//! | [`raft`] | consensus: the log, writes, linearizable reads, members |
 
+pub mod identity;
 pub mod raft;
 pub mod state;

@@ -56,6 +56,23 @@ pub fn last4(text: &str) -> String {
         .to_owned()
 }
 
+/// A join token and the certificate authority it pins: `jt-tw-v1-<random><check>-<64 hex digits>`.
+///
+/// The hex digits are SHA-256 of the authority's certificate (DER), so that a joiner trusts the right cluster before it sends
+/// anything. `digest` of [`crate::seal::sha256`] over the whole text is what the cluster stores.
+pub fn join_token(entropy: &[u8; 32], authority: &[u8; 32]) -> Secret<String> {
+    let token = mint(KeyKind::Join, entropy);
+    Secret::new(format!("{}-{}", token.expose(), hex::encode(authority)))
+}
+
+/// The certificate authority's hash that a join token pins, when the text is a join token.
+pub fn join_token_authority(text: &str) -> Option<[u8; 32]> {
+    let (token, authority) = text.rsplit_once('-')?;
+    let mut hash = [0; 32];
+    hex::decode_to_slice(authority, &mut hash).ok()?;
+    is_well_formed(KeyKind::Join, token).then_some(hash)
+}
+
 /// Big-endian bytes as base62, padded with `0` on the left to `digits`.
 fn base62(bytes: &[u8], digits: usize) -> String {
     let mut number = bytes.to_vec();
@@ -100,6 +117,21 @@ mod tests {
             base62(&crc32fast::hash(random.as_bytes()).to_be_bytes(), 6),
             "0mLq17"
         );
+    }
+
+    #[test]
+    fn a_join_token_carries_the_authority_it_pins() {
+        let text = join_token(&[1; 32], &[0xfe; 32]);
+        assert_eq!(join_token_authority(text.expose()), Some([0xfe; 32]));
+        let (token, _) = text.expose().rsplit_once('-').unwrap();
+        for bad in [
+            "",
+            token,
+            &text.expose()[..100],
+            &text.expose().replace("jt-", "ak-"),
+        ] {
+            assert_eq!(join_token_authority(bad), None, "{bad}");
+        }
     }
 
     #[test]
