@@ -3,9 +3,11 @@
 //! | module | what |
 //! |---|---|
 //! | [`identity`] | the certificate authority, mutual TLS, renewal |
+//! | [`ledger`] | usage events → sums in the state |
 //! | [`raft`] | consensus: one log on a majority of replicas, one state on each |
 //! | [`state`] | pure: the replicated state and the only function that changes it |
 
 pub mod identity;
+pub mod ledger;
 pub mod raft;
 pub mod state;

@@ -31,7 +31,7 @@ struct Bench {
 
 impl Bench {
     fn new(cap: u64, segment_bytes: u64) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = scratch();
         let space = Arc::new(Space::create(dir.path(), cap));
         let lane = Lane::create(dir.path(), WRITER, PARTITIONS, segment_bytes, space.clone()).unwrap();
         let lane = Arc::new(lane);
@@ -53,6 +53,13 @@ impl Bench {
         shipper.add(self.lane.extent.clone(), false).unwrap();
         shipper
     }
+}
+
+/// A folder in memory where there is one: thousands of recoveries each wait for their fsync.
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
 }
 
 /// Every record of a writer's folder, in order.
@@ -111,7 +118,7 @@ fn assert_complete(folder: &Path, context: &str) {
 
 /// A copy of a spool folder whose only segment is `bytes`.
 fn folder_with(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let folder = dir.path().join(WRITER.to_string());
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(segment::path(&folder, 1), bytes).unwrap();
@@ -121,14 +128,14 @@ fn folder_with(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
 #[test]
 fn a_crash_at_any_byte_leaves_each_request_with_exactly_one_event() {
     let bench = Bench::new(1 << 20, 1 << 20);
-    for (request, organization) in [("one", "acme"), ("two", "globex"), ("three", "acme")] {
+    for (request, organization) in [("one", "acme"), ("two", "globex")] {
         bench
             .writer
             .intent(&sample::event(request, organization))
             .unwrap();
     }
     bench.writer.outcome(sample::event("two", "globex"));
-    bench.writer.outcome(sample::event("three", "acme"));
+    bench.writer.intent(&sample::event("three", "globex")).unwrap();
     let whole = std::fs::read(segment::path(bench.folder(), 1)).unwrap();
     for length in 0..=whole.len() {
         let (_dir, folder) = folder_with(&whole[..length]);
@@ -395,12 +402,12 @@ proptest! {
             shipper.round();
             shipper.retry_now();
         }
-        for _ in 0..1000 {
+        script.0.lock().unwrap().steps.clear();
+        while !shipper.idle() {
             shipper.round();
             shipper.retry_now();
-            shipper.tidy();
         }
-        prop_assert!(shipper.idle());
+        shipper.tidy();
         prop_assert_eq!(segment::list(bench.folder()).unwrap().len(), 1);
         // What a consumer that drops repeats sees is 1, 2, 3, … in every partition, without a hole.
         let mut reached: BTreeMap<i32, u64> = BTreeMap::new();

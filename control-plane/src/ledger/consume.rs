@@ -1,0 +1,279 @@
+//! The loop that keeps the ledger going: on the leader only, from the offsets in the replicated state.
+//!
+//! Nothing is remembered here that matters: whatever fails, the loop starts again from what the state says, and a stretch that was
+//! recorded after all is refused by the state because its `from` has passed.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tollway_proto::command::{Outcome, RecordSpend};
+
+use super::rollup::{self, Record, Report};
+use super::source::{SourceFault, UsageSource};
+use super::{
+    DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, MALFORMED_TOTAL, MISMATCHES_TOTAL,
+};
+use crate::state::State;
+
+/// How often a follower looks whether it leads now.
+const LEADERSHIP_POLL: Duration = Duration::from_millis(100);
+/// Waits after a fault: doubling from the first to the last.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often the lag is measured.
+const LAG_EVERY: Duration = Duration::from_secs(5);
+
+/// What the ledger needs of the replicated log.
+pub trait SpendLog: Send + Sync {
+    /// Whether this replica leads.
+    fn is_leader(&self) -> bool;
+
+    /// The newest applied state.
+    fn state(&self) -> Arc<State>;
+
+    /// Proposes a stretch and waits until it is applied here. An error leaves open whether it was.
+    fn propose(&self, spend: RecordSpend) -> impl Future<Output = Result<Outcome, String>> + Send;
+}
+
+/// Runs until `stop`: idle while another replica leads.
+pub async fn run<L: SpendLog>(log: L, mut source: Box<dyn UsageSource>, stop: CancellationToken) {
+    let mut backoff = BACKOFF.0;
+    loop {
+        let wait = if log.is_leader() {
+            let lead = stop.run_until_cancelled(lead(&log, source.as_mut(), &mut backoff));
+            match lead.await {
+                None => return,
+                Some(Ok(())) => Duration::ZERO,
+                Some(Err(fault)) => {
+                    counter!(FAULTS_TOTAL).increment(1);
+                    tracing::warn!(error = %fault, "the ledger starts again from the replicated offsets");
+                    let wait = backoff;
+                    backoff = (backoff * 2).min(BACKOFF.1);
+                    wait
+                }
+            }
+        } else {
+            LEADERSHIP_POLL
+        };
+        if stop.run_until_cancelled(sleep(wait)).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// One term: returns when this replica leads no more, or something has to start again.
+async fn lead<L: SpendLog>(
+    log: &L,
+    source: &mut dyn UsageSource,
+    backoff: &mut Duration,
+) -> Result<(), SourceFault> {
+    let reached: BTreeMap<i32, i64> = log.state().usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
+    source.seek(&reached).await?;
+    let mut measured: Option<Instant> = None;
+    while log.is_leader() {
+        let records = source.read().await?;
+        let mut partitions: BTreeMap<i32, Vec<Record>> = BTreeMap::new();
+        for record in records {
+            partitions.entry(record.partition).or_default().push(record);
+        }
+        for (partition, records) in partitions {
+            record(log, partition, &records).await?;
+            *backoff = BACKOFF.0;
+        }
+        if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
+            measured = Some(Instant::now());
+            match source.lag().await {
+                Ok(lags) => {
+                    for (partition, lag) in lags {
+                        gauge!(LAG, "partition" => partition.to_string()).set(lag as f64);
+                    }
+                }
+                Err(fault) => tracing::debug!(error = %fault, "the ledger's lag is unknown for now"),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn record<L: SpendLog>(log: &L, partition: i32, records: &[Record]) -> Result<(), SourceFault> {
+    // Offset and sequences come from one state, so they belong together; the stretch is good for that state alone.
+    let state = log.state();
+    let from = state.usage_offsets.get(&partition).copied().unwrap_or(0);
+    let first = records.first().map_or(from, |record| record.offset);
+    if first < from {
+        // Another leader was here before us; the fold leaves out what is counted.
+        tracing::debug!(partition, first, from, "the state is ahead of the reader");
+    }
+    let seen = |writer| {
+        state
+            .usage_writers
+            .get(&(partition, writer))
+            .copied()
+            .unwrap_or(0)
+    };
+    let (spend, report) = rollup::fold(partition, from, records, seen);
+    if spend.to == from {
+        return Ok(());
+    }
+    match log.propose(spend).await {
+        Ok(Outcome::Done(_)) => {
+            publish(partition, &report);
+            Ok(())
+        }
+        Ok(Outcome::Refused(refusal)) => Err(SourceFault::Other(format!("partition {partition}: {refusal}"))),
+        Err(fault) => Err(SourceFault::Other(format!("partition {partition}: {fault}"))),
+    }
+}
+
+fn publish(partition: i32, report: &Report) {
+    counter!(EVENTS_TOTAL).increment(report.events);
+    counter!(DUPLICATES_TOTAL).increment(report.duplicates);
+    counter!(GAPS_TOTAL).increment(report.gaps);
+    counter!(MISMATCHES_TOTAL).increment(report.mismatches);
+    counter!(MALFORMED_TOTAL).increment(report.malformed);
+    if report.gaps > 0 {
+        tracing::error!(partition, gaps = report.gaps, "usage events are missing");
+    }
+    for note in &report.notes {
+        tracing::warn!(partition, note, "a usage record is not as it should be");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::sync::watch;
+    use tollway_proto::command::Command;
+    use tollway_proto::usage::log_file_name;
+
+    use super::super::file::FileSource;
+    use super::super::sample;
+    use super::*;
+    use crate::state::samples;
+
+    /// How long a test waits for what must happen.
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// What a proposal comes to.
+    #[derive(Debug, Clone, Copy)]
+    enum Fate {
+        /// Applied and answered.
+        Applied,
+        /// Not applied, and not answered.
+        Dropped,
+        /// Applied, but the answer is lost.
+        Unanswered,
+    }
+
+    #[derive(Clone)]
+    struct Log {
+        leads: Arc<AtomicBool>,
+        state: watch::Sender<Arc<State>>,
+        fates: Arc<Mutex<VecDeque<Fate>>>,
+    }
+
+    impl Log {
+        fn new(fates: &[Fate]) -> Self {
+            Self {
+                leads: Arc::new(AtomicBool::new(true)),
+                state: watch::Sender::new(Arc::new(samples::catalog())),
+                fates: Arc::new(Mutex::new(fates.iter().copied().collect())),
+            }
+        }
+
+        async fn reaches(&self, partition: i32, offset: u64) -> Arc<State> {
+            let mut states = self.state.subscribe();
+            let reached = |state: &Arc<State>| {
+                state.usage_offsets.get(&partition).copied() == i64::try_from(offset).ok()
+            };
+            let state = tokio::time::timeout(PATIENCE, states.wait_for(reached)).await;
+            state.expect("reached in time").unwrap().clone()
+        }
+    }
+
+    impl SpendLog for Log {
+        fn is_leader(&self) -> bool {
+            self.leads.load(Ordering::Relaxed)
+        }
+
+        fn state(&self) -> Arc<State> {
+            self.state.borrow().clone()
+        }
+
+        async fn propose(&self, spend: RecordSpend) -> Result<Outcome, String> {
+            let fate = self.fates.lock().unwrap().pop_front().unwrap_or(Fate::Applied);
+            if matches!(fate, Fate::Dropped) {
+                return Err("dropped".into());
+            }
+            let mut state = State::clone(&self.state());
+            let outcome = samples::run(&mut state, Command::RecordSpend(spend));
+            self.state.send_replace(Arc::new(state));
+            match fate {
+                Fate::Unanswered => Err("no answer".into()),
+                Fate::Applied | Fate::Dropped => Ok(outcome),
+            }
+        }
+    }
+
+    /// Appends events of writer 1 to partition 3, and returns the file's length.
+    fn append(dir: &Path, sequences: std::ops::RangeInclusive<u64>) -> u64 {
+        use std::io::Write as _;
+        let path = dir.join(log_file_name(3));
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(path)
+            .unwrap();
+        for sequence in sequences {
+            let event = serde_json::to_string(&sample::event(1, sequence)).unwrap();
+            writeln!(file, "{{\"headers\":{{}},\"event\":{event}}}").unwrap();
+        }
+        file.metadata().unwrap().len()
+    }
+
+    fn requests(state: &State) -> u64 {
+        state.usage.values().map(|sums| sums.requests).sum()
+    }
+
+    #[tokio::test]
+    async fn events_are_counted_once_whatever_becomes_of_proposals() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::new(&[Fate::Dropped, Fate::Unanswered, Fate::Unanswered]);
+        let first = append(dir.path(), 1..=2500);
+        let stop = CancellationToken::new();
+        let source = Box::new(FileSource::new(dir.path().to_owned()));
+        let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
+        assert_eq!(requests(&*log.reaches(3, first).await), 2500);
+        let second = append(dir.path(), 2400..=2600); // a hundred and one again, then a hundred new ones
+        assert_eq!(requests(&*log.reaches(3, second).await), 2600);
+        stop.cancel();
+        ledger.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_the_leader_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let end = append(dir.path(), 1..=5);
+        let log = Log::new(&[]);
+        log.leads.store(false, Ordering::Relaxed);
+        let stop = CancellationToken::new();
+        let source = Box::new(FileSource::new(dir.path().to_owned()));
+        let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(log.state().usage_offsets.get(&3), None);
+        log.leads.store(true, Ordering::Relaxed);
+        assert_eq!(requests(&*log.reaches(3, end).await), 5);
+        stop.cancel();
+        ledger.await.unwrap();
+    }
+}

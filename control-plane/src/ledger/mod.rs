@@ -1,0 +1,153 @@
+//! The ledger: usage events → sums in the replicated state.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`rollup`] | pure: a stretch of one partition → `RecordSpend` |
+//! | [`consume`] | the loop, on the leader only |
+//! | [`source`], [`kafka`], [`mod@file`] | where events come from |
+//! | `cluster` | the replicated log as the ledger sees it |
+
+mod cluster;
+pub mod consume;
+pub mod file;
+pub mod kafka;
+pub mod rollup;
+#[cfg(test)]
+mod sample;
+pub mod source;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tollway_proto::usage::TOPIC;
+use tollway_shared::time::DAY_MS;
+
+use self::consume::SpendLog;
+use self::file::FileSource;
+use self::kafka::{KafkaSource, KafkaTopic};
+use self::source::{SourceFault, UsageSource};
+
+/// Counter of events counted.
+pub const EVENTS_TOTAL: &str = "tollway_ledger_events_total";
+/// Counter of repeats dropped.
+pub const DUPLICATES_TOTAL: &str = "tollway_ledger_duplicates_total";
+/// Counter of events that never came: an alarm.
+pub const GAPS_TOTAL: &str = "tollway_ledger_gaps_total";
+/// Counter of events whose charge is not counts × prices.
+pub const MISMATCHES_TOTAL: &str = "tollway_ledger_mismatches_total";
+/// Counter of records that are no events and were skipped.
+pub const MALFORMED_TOTAL: &str = "tollway_ledger_malformed_total";
+/// Counter of faults after which the loop started again.
+pub const FAULTS_TOTAL: &str = "tollway_ledger_faults_total";
+/// Gauge of what is not counted yet, by `partition`: events on Kafka, bytes in the embedded log. As many values as partitions.
+pub const LAG: &str = "tollway_ledger_lag";
+
+/// Where usage events come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceKind {
+    /// Apache Kafka.
+    Kafka,
+    /// The embedded usage log.
+    File,
+    /// Nowhere: nothing is counted.
+    #[default]
+    None,
+}
+
+/// `[usage]` of a replica's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where events come from.
+    pub source: SourceKind,
+    /// Kafka topic.
+    pub topic: String,
+    /// Partitions of the topic.
+    pub partitions: i32,
+    /// Copies of each partition, when the topic is made.
+    pub replication: i32,
+    /// How long events are kept, when the topic is made.
+    pub retention_days: u32,
+    /// Kafka brokers, `host:port` with commas.
+    pub brokers: String,
+    /// Folder of the embedded usage log; required with `source = "file"`.
+    pub dir: Option<PathBuf>,
+    /// Settings passed through to librdkafka: TLS, SASL, ….
+    pub kafka: BTreeMap<String, String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            source: SourceKind::default(),
+            topic: TOPIC.into(),
+            partitions: 6,
+            replication: 3,
+            retention_days: 30,
+            brokers: String::new(),
+            dir: None,
+            kafka: BTreeMap::new(),
+        }
+    }
+}
+
+/// A setting of `[usage]` that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("`usage.{field}` {detail}")]
+pub struct SettingFault {
+    /// The setting.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub detail: String,
+}
+
+/// Opens the configured source; `None` when there is none. Waits for nothing.
+pub fn open(settings: &Settings) -> Result<Option<Box<dyn UsageSource>>, SettingFault> {
+    let fault = |field, detail: &str| SettingFault {
+        field,
+        detail: detail.to_owned(),
+    };
+    match settings.source {
+        SourceKind::None => Ok(None),
+        SourceKind::File => {
+            let dir = settings.dir.clone();
+            let dir = dir.ok_or_else(|| fault("dir", "is missing; `source = \"file\"` needs it"))?;
+            Ok(Some(Box::new(FileSource::new(dir))))
+        }
+        SourceKind::Kafka => {
+            if settings.brokers.is_empty() {
+                return Err(fault("brokers", "is missing; `source = \"kafka\"` needs it"));
+            }
+            for (field, value) in [
+                ("partitions", settings.partitions),
+                ("replication", settings.replication),
+            ] {
+                if value < 1 {
+                    return Err(fault(field, "must be at least 1"));
+                }
+            }
+            let topic = KafkaTopic {
+                brokers: settings.brokers.clone(),
+                topic: settings.topic.clone(),
+                partitions: settings.partitions,
+                replication: settings.replication,
+                retention_ms: i64::from(settings.retention_days) * DAY_MS,
+                settings: settings.kafka.clone(),
+            };
+            let source =
+                KafkaSource::new(topic).map_err(|why: SourceFault| fault("kafka", &why.to_string()))?;
+            Ok(Some(Box::new(source)))
+        }
+    }
+}
+
+/// Counts usage while this replica leads, until `stop`.
+pub async fn run<L: SpendLog>(source: Option<Box<dyn UsageSource>>, log: L, stop: CancellationToken) {
+    match source {
+        Some(source) => consume::run(log, source, stop).await,
+        None => stop.cancelled().await,
+    }
+}

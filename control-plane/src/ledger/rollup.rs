@@ -1,0 +1,282 @@
+//! Folds a stretch of one partition of the usage log into the sums that Raft records. Pure.
+//!
+//! Counts each event once: sequences are dense per writer and partition, so one number per writer tells a repeat from news, and a
+//! jump is lost data. The charge is recomputed from counts and prices with the one price function; that is what is recorded, and
+//! an event that says something else is reported. A record that cannot be read is skipped visibly, never silently.
+
+use std::collections::BTreeMap;
+
+use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
+use tollway_proto::usage::{UsageEvent, UsageSource};
+use tollway_shared::cost;
+use tollway_shared::ids::WriterId;
+
+/// Problems described per stretch; the rest are only counted.
+const NOTES_MAX: usize = 8;
+
+/// One record of the usage log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// The offset after it.
+    pub next: i64,
+    /// The event, as JSON.
+    pub value: Vec<u8>,
+}
+
+/// What a stretch was found to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Events counted.
+    pub events: u64,
+    /// Repeats dropped.
+    pub duplicates: u64,
+    /// Sequences that never came.
+    pub gaps: u64,
+    /// Events whose charge is not counts × prices.
+    pub mismatches: u64,
+    /// Records that are no events: skipped.
+    pub malformed: u64,
+    /// The first few problems, for the log.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    fn note(&mut self, offset: i64, text: &str) {
+        if self.notes.len() < NOTES_MAX {
+            self.notes.push(format!("offset {offset}: {text}"));
+        }
+    }
+}
+
+/// Folds `records`, which lie in `partition` at or after `from`, in order.
+///
+/// - `from`: the offset that the state has reached.
+/// - `seen`: the highest sequence counted for a writer in this partition, at `from`; 0 for a new one.
+/// - Returns the command, whose `to` is the offset after the last record, and what was found on the way.
+pub fn fold(
+    partition: i32,
+    from: i64,
+    records: &[Record],
+    seen: impl Fn(WriterId) -> u64,
+) -> (RecordSpend, Report) {
+    let mut report = Report::default();
+    let mut sums: BTreeMap<UsageCell, UsageSums> = BTreeMap::new();
+    let mut writers: BTreeMap<WriterId, u64> = BTreeMap::new();
+    let mut to = from;
+    for record in records.iter().filter(|record| record.offset >= from) {
+        to = to.max(record.next);
+        let event = match read(record, partition) {
+            Ok(event) => event,
+            Err(why) => {
+                report.malformed += 1;
+                report.note(record.offset, &why);
+                continue;
+            }
+        };
+        let highest = writers.entry(event.writer).or_insert_with(|| seen(event.writer));
+        if event.sequence <= *highest {
+            report.duplicates += 1;
+            continue;
+        }
+        let missing = event.sequence - *highest - 1;
+        if missing > 0 {
+            report.gaps = report.gaps.saturating_add(missing);
+            report.note(
+                record.offset,
+                &format!("{missing} events of writer {} are missing", event.writer),
+            );
+        }
+        *highest = event.sequence;
+        if let Err(why) = count(&event, &mut sums, record.offset, &mut report) {
+            report.malformed += 1;
+            report.note(record.offset, &why);
+        } else {
+            report.events += 1;
+        }
+    }
+    let spend = RecordSpend {
+        partition,
+        from,
+        to,
+        sums: sums.into_iter().collect(),
+        writers: writers.into_iter().collect(),
+    };
+    (spend, report)
+}
+
+fn read(record: &Record, partition: i32) -> Result<UsageEvent, String> {
+    let event: UsageEvent =
+        serde_json::from_slice(&record.value).map_err(|fault| format!("not a usage event: {fault}"))?;
+    if event.partition != partition {
+        return Err(format!(
+            "an event of partition {} lies in {partition}",
+            event.partition
+        ));
+    }
+    Ok(event)
+}
+
+fn count(
+    event: &UsageEvent,
+    sums: &mut BTreeMap<UsageCell, UsageSums>,
+    offset: i64,
+    report: &mut Report,
+) -> Result<(), String> {
+    if let Some(field) = event.prices.negative_field() {
+        return Err(format!("`prices.{field}` is negative"));
+    }
+    let charge = cost::charge(&event.tokens, &event.prices).map_err(|fault| format!("the charge {fault}"))?;
+    let cell = UsageCell {
+        day: event.started_at.0.day(),
+        path: event.tenant.clone(),
+        model: event.model.clone(),
+        provider: event.provider.clone(),
+    };
+    let before = sums.get(&cell).copied().unwrap_or_default();
+    let cost = before
+        .cost
+        .plus(charge.total)
+        .map_err(|fault| format!("the sum {fault}"))?;
+    if charge != event.charge {
+        report.mismatches += 1;
+        let (said, is) = (event.charge.total, charge.total);
+        report.note(
+            offset,
+            &format!("event {} says {said}, counts and prices give {is}", event.id),
+        );
+    }
+    let mut after = before;
+    after.requests += 1;
+    after.estimated += u64::from(event.usage_source == UsageSource::Estimated);
+    after.tokens.add(&event.tokens);
+    after.cost = cost;
+    sums.insert(cell, after);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use tollway_shared::ids::OrganizationId;
+    use tollway_shared::money::NanoUsd;
+
+    use super::super::sample;
+    use super::*;
+
+    fn record(offset: i64, event: &UsageEvent) -> Record {
+        Record {
+            partition: 3,
+            offset,
+            next: offset + 1,
+            value: serde_json::to_vec(event).unwrap(),
+        }
+    }
+
+    #[test]
+    fn what_is_no_event_is_skipped_and_counted_and_the_rest_goes_on() {
+        let good = sample::event(1, 1);
+        let mut elsewhere = sample::event(1, 2);
+        elsewhere.partition = 0;
+        let mut negative = sample::event(1, 2);
+        negative.prices.output.0 = -1;
+        let records = [
+            Record {
+                value: b"{".to_vec(),
+                ..record(5, &good)
+            },
+            record(6, &elsewhere),
+            record(7, &good),
+            record(8, &negative),
+        ];
+        let (spend, report) = fold(3, 5, &records, |_| 0);
+        assert_eq!((spend.from, spend.to), (5, 9));
+        assert_eq!((report.events, report.malformed), (1, 3));
+        assert_eq!(report.notes.len(), 3);
+        assert_eq!(spend.writers, [(WriterId(1), 2)]);
+    }
+
+    #[test]
+    fn a_wrong_charge_is_reported_and_the_right_one_recorded() {
+        let mut event = sample::event(1, 1);
+        let right = event.charge.total;
+        event.charge.total = NanoUsd(1);
+        let (spend, report) = fold(3, 0, &[record(0, &event)], |_| 0);
+        assert_eq!(report.mismatches, 1);
+        assert_eq!(spend.sums[0].1.cost, right);
+    }
+
+    #[test]
+    fn a_jump_in_sequences_is_counted_as_lost_events() {
+        let records = [record(0, &sample::event(1, 5)), record(1, &sample::event(1, 9))];
+        let (_, report) = fold(3, 0, &records, |_| 3);
+        assert_eq!((report.events, report.gaps), (2, 4));
+    }
+
+    proptest! {
+        /// A log as writers really make it: per writer in order, but any tail may come again any time. It is cut into stretches
+        /// anywhere and each stretch may be folded again from an older offset, as after a change of leader.
+        #[test]
+        fn any_log_of_repeats_cut_anywhere_sums_to_its_distinct_events(
+            moves in prop::collection::vec((0..3u128, 0..6u64, 0..3usize), 1..80),
+            cuts in prop::collection::vec(1..10usize, 1..20),
+            replays in prop::collection::vec(any::<bool>(), 20),
+        ) {
+            let mut log = Vec::new();
+            let mut last = [0u64; 3];
+            for (writer, back, organization) in moves {
+                let slot = usize::try_from(writer).unwrap();
+                let first = (last[slot] + 1).saturating_sub(back).max(1);
+                for sequence in first..=last[slot] + 1 {
+                    let mut event = sample::event(writer, sequence);
+                    // The content depends on the identity alone, as in a resend.
+                    event.tenant.organization = OrganizationId::trusted(format!("org-{}", sequence % 3));
+                    event.tokens.input = sequence * 1000 + u64::try_from(writer).unwrap();
+                    event.charge = cost::charge(&event.tokens, &event.prices).unwrap();
+                    log.push(event);
+                }
+                last[slot] += 1;
+                let _ = organization;
+            }
+            // The naive model: distinct identities, added up.
+            let mut identities = BTreeSet::new();
+            let mut naive: BTreeMap<OrganizationId, (u64, i64)> = BTreeMap::new();
+            for event in &log {
+                if identities.insert((event.writer, event.sequence)) {
+                    let sums = naive.entry(event.tenant.organization.clone()).or_default();
+                    sums.0 += 1;
+                    sums.1 += event.charge.total.0;
+                }
+            }
+            let records: Vec<Record> = log.iter().enumerate().map(|(n, event)| record(i64::try_from(n).unwrap(), event)).collect();
+
+            let (mut offset, mut seen): (i64, BTreeMap<WriterId, u64>) = (0, BTreeMap::new());
+            let mut totals: BTreeMap<OrganizationId, (u64, i64)> = BTreeMap::new();
+            let mut at = 0;
+            let mut cut = cuts.iter().cycle();
+            let mut replay = replays.iter().cycle();
+            while at < records.len() {
+                let end = (at + cut.next().unwrap()).min(records.len());
+                let start = if *replay.next().unwrap() { at.saturating_sub(4) } else { at };
+                let (spend, report) = fold(3, offset, &records[start..end], |writer| seen.get(&writer).copied().unwrap_or(0));
+                prop_assert_eq!((report.gaps, report.malformed, report.mismatches), (0, 0, 0));
+                prop_assert_eq!(spend.from, offset);
+                for (cell, sums) in &spend.sums {
+                    let total = totals.entry(cell.path.organization.clone()).or_default();
+                    total.0 += sums.requests;
+                    total.1 += sums.cost.0;
+                }
+                offset = spend.to;
+                seen.extend(spend.writers);
+                at = end;
+            }
+            prop_assert_eq!(offset, i64::try_from(records.len()).unwrap());
+            prop_assert_eq!(totals, naive);
+        }
+    }
+}
