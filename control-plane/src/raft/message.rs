@@ -110,7 +110,7 @@ pub(super) enum Ask {
         bytes: u64,
     },
     Propose {
-        proposal: Proposal,
+        proposal: Box<Proposal>,
         within_ms: u64,
     },
     ReadIndex,

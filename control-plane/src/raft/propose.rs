@@ -75,6 +75,7 @@ impl Cluster {
                     return this.propose_here(proposal, within).await;
                 };
                 let within_ms = within.as_millis() as u64;
+                let proposal = Box::new(proposal);
                 let call = Call(Ask::Propose { proposal, within_ms });
                 match this.0.transport.call(id, &address, call, within).await {
                     Ok(Reply(Answer::Propose(result))) => result,

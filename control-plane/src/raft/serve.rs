@@ -48,7 +48,7 @@ impl Cluster {
             Ask::Install { .. } => Answer::Failed("an install call without its checkpoint".into()),
             Ask::Propose { proposal, within_ms } => {
                 let within = Duration::from_millis(within_ms).min(PROPOSE_WITHIN);
-                Answer::Propose(self.propose_here(proposal, within).await)
+                Answer::Propose(self.propose_here(*proposal, within).await)
             }
             Ask::ReadIndex => Answer::ReadIndex(self.read_index_here().await),
             Ask::Members(MembersAsk::Add { id, member }) => Answer::Members(self.add_here(id, member).await),

@@ -134,6 +134,7 @@ impl TryFrom<MembersAt> for StoredMembershipOf {
 }
 
 /// What an entry carries.
+#[expect(clippy::large_enum_variant, reason = "nearly every entry is a command")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Payload {
     /// A new leader's first entry.
