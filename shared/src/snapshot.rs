@@ -46,6 +46,26 @@ pub enum ResourceKind {
 }
 
 impl ResourceKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 11] = [
+        Self::Provider,
+        Self::Credential,
+        Self::Model,
+        Self::Endpoint,
+        Self::Price,
+        Self::Notice,
+        Self::Organization,
+        Self::Team,
+        Self::Project,
+        Self::ApiKey,
+        Self::Budget,
+    ];
+
+    /// Reads the name that [`ResourceKind::as_str`] gives.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
+
     /// The name used in metrics, refusals and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -230,6 +250,14 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Nothing yet, at a revision.
+    pub fn at(revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
     /// Puts a resource in, in place of the one with the same identity. `digest` is SHA-256 of its stored bytes.
     pub fn put(&mut self, resource: Resource, digest: Digest) {
         let key = resource.key();
@@ -491,6 +519,15 @@ mod tests {
         assert_eq!(StateHash::from_bytes(&one.hash().to_bytes()), Some(one.hash()));
         one.remove(&price("a", 1).key());
         assert_ne!(one.hash(), other.hash());
+    }
+
+    #[test]
+    fn every_kind_is_listed_in_order_and_known_by_its_name() {
+        assert!(ResourceKind::ALL.is_sorted());
+        for kind in ResourceKind::ALL {
+            assert_eq!(ResourceKind::parse(kind.as_str()), Some(kind));
+        }
+        assert_eq!(ResourceKind::parse("secret"), None);
     }
 
     #[test]

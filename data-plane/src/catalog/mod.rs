@@ -1,5 +1,20 @@
 //! What this node routes on: the live snapshot, the stops that are ahead of it, and the secrets to read it with.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`Live`] | the snapshot in force, behind an atomic swap |
+//! | [`intake`] | pure: what to do with each message of the push stream |
+//! | [`subscribe`] | the stream to whichever replica answers, and the order disk → swap → answer |
+//! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
+pub mod disk;
+pub mod intake;
 mod live;
+pub mod subscribe;
+pub mod trial;
 
 pub use live::{Live, NodeSecrets, Stops};
+pub use subscribe::{Config, Dial, run};
+
+#[cfg(test)]
+mod samples;
