@@ -103,7 +103,8 @@ impl Cluster {
             })
     }
 
-    /// Adds a replica: first without a vote, then, once it has caught up, with one. Forwarded to the leader; may be repeated.
+    /// Adds a replica: first without a vote, then, once it has caught up, with one. Forwarded to the leader; may be repeated. For
+    /// a member it changes the addresses.
     pub async fn add_replica(&self, id: ReplicaId, member: Member) -> Result<(), MembersFault> {
         self.change(MembersAsk::Add { id: id.0, member }).await
     }

@@ -143,7 +143,7 @@ pub(super) enum Answer {
     Install {
         ballot: Ballot,
     },
-    Propose(Result<Outcome, Declined>),
+    Propose(Result<Proposed, Declined>),
     ReadIndex(Result<u64, Declined>),
     Members(Result<(), MembersFault>),
     /// The replica has stopped, or the message made no sense to it.
@@ -168,6 +168,13 @@ pub(super) enum TransferRefused {
         expected: Option<Position>,
         found: Option<Position>,
     },
+}
+
+/// What came of a proposal, and where it is in the log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Proposed {
+    pub(super) outcome: Outcome,
+    pub(super) index: u64,
 }
 
 /// Why a replica did not do what only a leader can.

@@ -32,7 +32,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::error::Fatal;
 use openraft::{Config, Raft, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
@@ -279,25 +278,15 @@ impl Cluster {
         let mut metrics = self.0.raft.metrics();
         loop {
             let running = metrics.borrow_watched().running_state.clone();
-            let ended = match running {
-                Ok(()) => metrics
-                    .changed()
-                    .await
-                    .is_err()
-                    .then(|| "the replica has ended".to_owned()),
-                Err(Fatal::Stopped) if self.is_stopping() => None,
-                Err(fault) => Some(fault.to_string()),
+            let reason = match running {
+                Ok(()) if metrics.changed().await.is_ok() => continue,
+                Ok(()) => "it has ended".to_owned(),
+                Err(fault) => fault.to_string(),
             };
-            match ended {
-                Some(_) if self.is_stopping() => std::future::pending().await,
-                Some(reason) => return reason,
-                None if self.is_stopping()
-                    && self.0.raft.metrics().borrow_watched().running_state.is_err() =>
-                {
-                    std::future::pending().await
-                }
-                None => {}
+            if !self.is_stopping() {
+                return reason;
             }
+            std::future::pending::<()>().await;
         }
     }
 

@@ -15,16 +15,18 @@ use tollway_proto::command::{Entry, Outcome, StoredEntry};
 use tollway_shared::ids::ReplicaId;
 
 use super::Cluster;
-use super::message::{Answer, Ask, Call, Declined, Proposal, Reply};
+use super::message::{Answer, Ask, Call, Declined, Proposal, Proposed, Reply};
 use super::network::TransportFault;
 use super::types::Types;
 
 /// How long a write or a barrier may take. Below the 5 s that the admin API promises, to leave room for its answer.
-pub const PROPOSE_WITHIN: Duration = Duration::from_millis(4_500);
+pub const PROPOSE_WITHIN: Duration = Duration::from_millis(4_000);
 /// Largest command, in its stored form.
 pub const ENTRY_BYTES_MAX: usize = 4 << 20;
 /// Waits between attempts that are known to have done nothing.
 const BACKOFF_MS: [u64; 4] = [20, 30, 40, 50];
+/// How long a follower that forwarded a write waits until it has applied it too.
+const APPLIED_WAIT: Duration = Duration::from_millis(500);
 /// How long a follower waits for the leader's read index before it asks again.
 const READ_INDEX_WITHIN: Duration = Duration::from_millis(1_500);
 
@@ -60,35 +62,24 @@ impl ProposeFault {
     }
 }
 
+/// Whom to ask: another replica at its address, or `None` for this one.
+type Leader = Option<(ReplicaId, String)>;
+
 impl Cluster {
-    /// Proposes a change and waits until it is applied here or at the leader. Bounded by [`PROPOSE_WITHIN`].
+    /// Proposes a change and waits until it is applied. Bounded by [`PROPOSE_WITHIN`].
     ///
-    /// The leader stamps the time; a follower forwards. An answer means that a majority has it on disk.
+    /// The leader stamps the time; a follower forwards. An answer means that a majority has it on disk, and unless this replica
+    /// lags by more than half a second, [`Cluster::state`] shows it.
     pub async fn propose(&self, proposal: Proposal) -> Result<Outcome, ProposeFault> {
         if codec::encode(Kind::Peer, &proposal).len() > ENTRY_BYTES_MAX {
             return Err(ProposeFault::TooLarge);
         }
-        self.at_leader(|leader, within| {
-            let (this, proposal) = (self.clone(), proposal.clone());
-            async move {
-                let Some((id, address)) = leader else {
-                    return this.propose_here(proposal, within).await;
-                };
-                let within_ms = within.as_millis() as u64;
-                let proposal = Box::new(proposal);
-                let call = Call(Ask::Propose { proposal, within_ms });
-                match this.0.transport.call(id, &address, call, within).await {
-                    Ok(Reply(Answer::Propose(result))) => result,
-                    Ok(Reply(_)) | Err(TransportFault::Lost(_) | TransportFault::Late(_)) => {
-                        Err(Declined::Unknown)
-                    }
-                    Err(TransportFault::Unreachable(_) | TransportFault::Refused(_)) => {
-                        Err(Declined::NotLeader { leader: None })
-                    }
-                }
-            }
-        })
-        .await
+        let attempt = |leader, within| self.propose_at(leader, proposal.clone(), within);
+        let Proposed { outcome, index } = self.at_leader(attempt).await?;
+        let mut applied = self.applied();
+        // Whoever was answered wants to read it here; but a replica that lags must not hold up the answer for long.
+        let _ = tokio::time::timeout(APPLIED_WAIT, applied.wait_for(|applied| *applied >= index)).await;
+        Ok(outcome)
     }
 
     /// Waits until this replica has applied every write that was answered anywhere before the call: a linearizable read of
@@ -96,26 +87,7 @@ impl Cluster {
     pub async fn barrier(&self) -> Result<(), ProposeFault> {
         let deadline = Instant::now() + PROPOSE_WITHIN;
         let index = self
-            .at_leader(|leader, within| {
-                let this = self.clone();
-                async move {
-                    let within = within.min(READ_INDEX_WITHIN);
-                    let Some((id, address)) = leader else {
-                        let read = tokio::time::timeout(within, this.read_index_here());
-                        return read.await.unwrap_or(Err(Declined::NoQuorum));
-                    };
-                    match this
-                        .0
-                        .transport
-                        .call(id, &address, Call(Ask::ReadIndex), within)
-                        .await
-                    {
-                        Ok(Reply(Answer::ReadIndex(result))) => result,
-                        // A read may be repeated whatever became of it.
-                        Ok(_) | Err(_) => Err(Declined::NotLeader { leader: None }),
-                    }
-                }
-            })
+            .at_leader(|leader, within| self.read_index_at(leader, within))
             .await?;
         let mut applied = self.applied();
         let reached = applied.wait_for(|applied| *applied >= index);
@@ -126,12 +98,35 @@ impl Cluster {
         }
     }
 
+    /// Proposes at the replica that is said to lead.
+    async fn propose_at(
+        &self,
+        leader: Leader,
+        proposal: Proposal,
+        within: Duration,
+    ) -> Result<Proposed, Declined> {
+        let Some((id, address)) = leader else {
+            return self.propose_here(proposal, within).await;
+        };
+        let call = Call(Ask::Propose {
+            proposal: Box::new(proposal),
+            within_ms: within.as_millis() as u64,
+        });
+        match self.0.transport.call(id, &address, call, within).await {
+            Ok(Reply(Answer::Propose(result))) => result,
+            Ok(Reply(_)) | Err(TransportFault::Lost(_) | TransportFault::Late(_)) => Err(Declined::Unknown),
+            Err(TransportFault::Unreachable(_) | TransportFault::Refused(_)) => {
+                Err(Declined::NotLeader { leader: None })
+            }
+        }
+    }
+
     /// Proposes at this replica only.
     pub(super) async fn propose_here(
         &self,
         proposal: Proposal,
         within: Duration,
-    ) -> Result<Outcome, Declined> {
+    ) -> Result<Proposed, Declined> {
         if self.is_stopping() {
             return Err(Declined::Stopping);
         }
@@ -143,12 +138,35 @@ impl Cluster {
             command: proposal.command,
         });
         match tokio::time::timeout(within, self.0.raft.client_write(entry)).await {
-            Ok(Ok(response)) => response.data.ok_or(Declined::Unknown),
+            Ok(Ok(response)) => {
+                let index = response.log_id.index;
+                let outcome = response.data.ok_or(Declined::Unknown)?;
+                Ok(Proposed { outcome, index })
+            }
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => {
                 Err(declined(&forward))
             }
             // Late, discarded by a new leader, or stopped underway: it may be in someone's log.
             Ok(Err(_)) | Err(_) => Err(Declined::Unknown),
+        }
+    }
+
+    /// Asks the replica that is said to lead for the index that a linearizable read has to wait for.
+    async fn read_index_at(&self, leader: Leader, within: Duration) -> Result<u64, Declined> {
+        let within = within.min(READ_INDEX_WITHIN);
+        let Some((id, address)) = leader else {
+            let read = tokio::time::timeout(within, self.read_index_here());
+            return read.await.unwrap_or(Err(Declined::NoQuorum));
+        };
+        match self
+            .0
+            .transport
+            .call(id, &address, Call(Ask::ReadIndex), within)
+            .await
+        {
+            Ok(Reply(Answer::ReadIndex(result))) => result,
+            // A read may be repeated whatever became of it.
+            Ok(_) | Err(_) => Err(Declined::NotLeader { leader: None }),
         }
     }
 
@@ -168,10 +186,7 @@ impl Cluster {
     }
 
     /// Tries `attempt` at whoever leads (`None`: this replica) until it is done, may be done, or time is up.
-    async fn at_leader<T, F>(
-        &self,
-        attempt: impl Fn(Option<(ReplicaId, String)>, Duration) -> F,
-    ) -> Result<T, ProposeFault>
+    async fn at_leader<T, F>(&self, attempt: impl Fn(Leader, Duration) -> F) -> Result<T, ProposeFault>
     where
         F: Future<Output = Result<T, Declined>>,
     {
@@ -204,9 +219,8 @@ impl Cluster {
         }
     }
 
-    /// Who leads: `Some(None)` is this replica. A hint of another replica goes before what is known here.
-    #[allow(clippy::option_option)]
-    fn leader(&self, hint: Option<u64>) -> Option<Option<(ReplicaId, String)>> {
+    /// Who leads, if anyone. A hint of another replica goes before what is known here.
+    fn leader(&self, hint: Option<u64>) -> Option<Leader> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         let id = hint.or(metrics.current_leader)?;

@@ -203,6 +203,7 @@ async fn a_write_to_a_follower_is_seen_after_a_barrier_anywhere() {
     for (turn, replica) in replicas.iter().enumerate() {
         let id = format!("o{turn}");
         write(&replica.cluster, &id).await;
+        assert!(has(&replica.cluster, &id), "whoever wrote reads its write");
         for reader in &replicas {
             within(5, reader.cluster.barrier()).await.unwrap();
             assert!(has(&reader.cluster, &id), "{id} on {}", reader.cluster.id());
@@ -220,6 +221,26 @@ async fn a_write_to_a_follower_is_seen_after_a_barrier_anywhere() {
     let states: Vec<_> = replicas.iter().map(|replica| replica.cluster.state()).collect();
     assert_eq!(states[0], states[1]);
     assert_eq!(states[0], states[2]);
+    // Adding a member again changes nothing but its addresses.
+    let moved = Member {
+        admin_url: "https://moved".into(),
+        ..replicas[2].member()
+    };
+    within(10, replicas[1].cluster.add_replica(ReplicaId(3), moved))
+        .await
+        .unwrap();
+    let urls = || {
+        replicas[0]
+            .cluster
+            .status()
+            .members
+            .into_iter()
+            .map(|member| member.admin_url)
+    };
+    until("the address is known", || {
+        urls().any(|url| url == "https://moved")
+    })
+    .await;
     // A refusal by the state machine comes back through a follower as well.
     let stale = Proposal {
         if_revision: Some(Revision(1)),
