@@ -1,8 +1,33 @@
 //! The request path of Tollway: authenticates, routes, relays and meters. Keeps nothing that a restart may not lose, except the
 //! last good snapshot and the usage spool.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`run`], [`config`], [`ops`] | start and stop; settings; health and metrics |
+//! | [`server`] | connections of callers, their deadlines, one runtime per core |
+//! | [`api`] | which path leads where, answers and errors |
+//! | [`pipeline`], [`stages`] | the request path as a list, one file per stage |
+//! | [`ask`], [`routing`], [`health`], [`dialects`] | PURE: what is asked, who may serve it, wire formats |
+//! | [`upstream`] | the only opener of connections to providers |
+//! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
+//! | [`plane`] | what the requests of one core share |
 
+pub mod api;
 pub mod ask;
 pub mod catalog;
 pub mod clock;
+pub mod config;
 pub mod dialects;
+pub mod health;
+pub mod metrics;
+pub mod ops;
+pub mod pipeline;
+pub mod plane;
+pub mod routing;
+pub mod run;
+#[cfg(test)]
+pub(crate) mod sample;
+pub mod server;
+pub mod stages;
+pub mod upstream;
 pub mod usage;

@@ -43,6 +43,8 @@ pub struct Encoded {
 pub struct Tally {
     /// The provider's own counts.
     pub usage: Option<TokenCounts>,
+    /// Whether these are the counts of the whole answer.
+    pub usage_is_final: bool,
     /// Bytes of text, reasoning and tool arguments, for the estimate.
     pub text_bytes: u64,
     /// The normalised finish reason.
@@ -101,7 +103,7 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Result<Enc
     }
 }
 
-/// Reads a whole answer. `generation` is the id and `created` the second to show where the dialect has none of its own.
+/// Reads a whole answer. `model` and `created` are shown where the dialect's own would mislead or are missing.
 pub fn reply(dialect: Dialect, body: Bytes, model: &str, created: i64) -> Result<Reply, ReplyFault> {
     match dialect {
         Dialect::OpenAi => openai::reply::read(body),
@@ -137,6 +139,14 @@ impl Events {
                 model,
                 created,
             ))),
+        }
+    }
+
+    /// The usage chunk that has to be written by us at the end, for a caller who asked for one.
+    pub fn usage_chunk(&self, tally: &Tally) -> Option<(Bytes, usize)> {
+        match self {
+            Self::OpenAi(_) => None,
+            Self::Anthropic(stream) => stream.usage_chunk(tally),
         }
     }
 

@@ -114,6 +114,7 @@ pub fn read(body: &[u8], model: &str, created: i64) -> Result<Reply, ReplyFault>
     let counts = message.usage.map(|usage| usage.counts());
     let tally = Tally {
         usage: counts,
+        usage_is_final: true,
         text_bytes: (text.len() + reasoning.len() + arguments) as u64,
         finish_reason: Some(finish.to_owned()),
     };

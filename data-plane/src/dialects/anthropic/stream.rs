@@ -177,6 +177,7 @@ impl Stream {
             Event::ContentBlockDelta { delta } => self.content(&delta, tally),
             Event::MessageDelta { delta, usage } => {
                 self.note(usage.as_ref(), tally);
+                tally.usage_is_final = usage.is_some();
                 let Some(native) = delta.stop_reason else {
                     return Emit::Skip;
                 };

@@ -49,6 +49,7 @@ pub fn read(body: Bytes) -> Result<Reply, ReplyFault> {
     let texts = choices.iter().filter_map(|choice| choice.message.as_ref());
     let tally = Tally {
         usage: parsed.usage.and_then(|usage| usage.counts()),
+        usage_is_final: true,
         text_bytes: texts
             .map(|m| {
                 [m.content, m.reasoning, m.reasoning_content, m.tool_calls]

@@ -104,6 +104,7 @@ impl Stream {
             .and_then(|usage| usage.counts());
         if counts.is_some() {
             tally.usage = counts;
+            tally.usage_is_final = true;
         }
         if choices.is_empty() && !self.wants_usage {
             return Emit::Skip;

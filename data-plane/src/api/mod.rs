@@ -1,0 +1,59 @@
+//! The public API: which path leads where. Everything that reaches a provider goes through [`crate::pipeline`].
+
+pub mod models;
+pub mod reply;
+
+use std::rc::Rc;
+
+use http::{HeaderMap, HeaderValue, Method, Request};
+use hyper::body::Incoming;
+use tollway_shared::fault::Fault;
+
+use crate::pipeline::{self, Arrival};
+use crate::plane::Plane;
+use reply::Reply;
+
+/// Answers one request.
+pub async fn route(plane: &Rc<Plane>, request: Request<Incoming>) -> Reply {
+    let path = request.uri().path();
+    let Some(rest) = path
+        .strip_prefix("/v1/")
+        .or_else(|| path.strip_prefix("/api/v1/"))
+    else {
+        return not_found(plane, &request);
+    };
+    let get = request.method() == Method::GET;
+    match rest {
+        "chat/completions" if request.method() == Method::POST => pipeline::handle(plane, request).await,
+        "chat/completions" => not_allowed(plane, &request, "POST"),
+        "models" if get => models::list(plane, request.headers()),
+        "models" => not_allowed(plane, &request, "GET"),
+        _ => match rest.strip_prefix("models/") {
+            Some(slug) if get => models::one(plane, request.headers(), slug),
+            Some(_) => not_allowed(plane, &request, "GET"),
+            None => not_found(plane, &request),
+        },
+    }
+}
+
+fn missing(request: &Request<Incoming>) -> Fault {
+    let short = |text: &str| text.chars().take(256).collect::<String>();
+    Fault::RouteNotFound {
+        method: short(request.method().as_str()),
+        path: short(request.uri().path()),
+    }
+}
+
+fn not_found(plane: &Rc<Plane>, request: &Request<Incoming>) -> Reply {
+    let id = Arrival::new(&plane.dice).request_id;
+    reply::fault(&missing(request), Some(&id), HeaderMap::new())
+}
+
+fn not_allowed(plane: &Rc<Plane>, request: &Request<Incoming>, allow: &'static str) -> Reply {
+    let mut reply = not_found(plane, request);
+    *reply.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
+    reply
+        .headers_mut()
+        .insert(http::header::ALLOW, HeaderValue::from_static(allow));
+    reply
+}

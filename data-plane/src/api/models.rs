@@ -1,0 +1,226 @@
+//! The models that a key may ask for, in a shape that OpenAI's and OpenRouter's clients read.
+
+use std::rc::Rc;
+
+use http::HeaderMap;
+use serde::Serialize;
+use tollway_shared::catalog::Model;
+use tollway_shared::cost::Prices;
+use tollway_shared::fault::Fault;
+use tollway_shared::money::Price;
+use tollway_shared::snapshot::Snapshot;
+use tollway_shared::time::UnixMillis;
+
+use super::reply::{self, Reply};
+use crate::ask::Preferences;
+use crate::pipeline::{Arrival, Caller};
+use crate::plane::Plane;
+use crate::routing::eligible;
+use crate::stages::authenticate;
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Item<'a>>,
+    links: Links,
+    total_count: usize,
+}
+
+#[derive(Serialize)]
+struct Links {
+    next: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Item<'a> {
+    id: &'a str,
+    canonical_slug: &'a str,
+    object: &'static str,
+    owned_by: &'a str,
+    name: &'a str,
+    description: &'a str,
+    created: i64,
+    context_length: u32,
+    architecture: Architecture,
+    pricing: Option<Pricing>,
+    top_provider: TopProvider,
+    per_request_limits: Option<()>,
+    supported_parameters: [&'static str; 8],
+    default_parameters: Option<()>,
+    supported_voices: Option<()>,
+    expiration_date: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Architecture {
+    modality: &'static str,
+    input_modalities: [&'static str; 1],
+    output_modalities: [&'static str; 1],
+    tokenizer: &'static str,
+    instruct_type: Option<()>,
+}
+
+#[derive(Serialize)]
+struct TopProvider {
+    context_length: u32,
+    max_completion_tokens: Option<u32>,
+    is_moderated: bool,
+}
+
+/// Decimal dollars per token, never with an exponent.
+#[derive(Serialize)]
+struct Pricing {
+    prompt: String,
+    completion: String,
+    request: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_cache_read: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_cache_write: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal_reasoning: Option<String>,
+}
+
+/// `GET /v1/models`.
+pub fn list(plane: &Rc<Plane>, headers: &HeaderMap) -> Reply {
+    answer(plane, headers, |snapshot, caller, now| {
+        let shown = |model: &&Model| caller.key.models.is_empty() || caller.key.models.contains(&model.id);
+        let models = snapshot.models.values().map(AsRef::as_ref).filter(shown);
+        let data: Vec<_> = models.filter_map(|model| item(snapshot, model, now)).collect();
+        let list = List {
+            object: "list",
+            total_count: data.len(),
+            data,
+            links: Links { next: None },
+        };
+        Ok(reply::json(200, HeaderMap::new(), &list))
+    })
+}
+
+/// `GET /v1/models/{author}/{slug}`.
+pub fn one(plane: &Rc<Plane>, headers: &HeaderMap, slug: &str) -> Reply {
+    answer(plane, headers, |snapshot, caller, now| {
+        let found = snapshot
+            .models
+            .get(slug)
+            .filter(|model| caller.key.models.is_empty() || caller.key.models.contains(&model.id));
+        let item = found.and_then(|model| item(snapshot, model, now));
+        let item = item.ok_or_else(|| Fault::ModelNotFound {
+            model: slug.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
+            close: Vec::new(),
+        })?;
+        Ok(reply::json(200, HeaderMap::new(), &item))
+    })
+}
+
+fn answer(
+    plane: &Rc<Plane>,
+    headers: &HeaderMap,
+    make: impl FnOnce(&Snapshot, &Caller, UnixMillis) -> Result<Reply, Fault>,
+) -> Reply {
+    let Arrival { request_id, at, .. } = Arrival::new(&plane.dice);
+    let made = authenticate::snapshot(plane).and_then(|snapshot| {
+        let caller = authenticate::find(plane, &snapshot, headers, at)?;
+        make(&snapshot, &caller, at)
+    });
+    let mut answer = made.unwrap_or_else(|fault| reply::fault(&fault, None, HeaderMap::new()));
+    reply::name(answer.headers_mut(), &request_id);
+    answer
+}
+
+/// A model as an entry of the list. `None` once it is retired.
+fn item<'a>(snapshot: &Snapshot, model: &'a Model, now: UnixMillis) -> Option<Item<'a>> {
+    let notices = snapshot.notices.get(&model.id);
+    let of_model: Vec<_> = notices
+        .into_iter()
+        .flat_map(|all| all.values())
+        .filter(|notice| notice.endpoint.is_none())
+        .collect();
+    if of_model.iter().any(|notice| notice.retired(now)) {
+        return None;
+    }
+    let sunset = of_model.iter().filter_map(|notice| notice.sunset_at).min();
+    let (candidates, _) = eligible::candidates(snapshot, &model.id, &Preferences::default(), now);
+    let first = candidates
+        .iter()
+        .min_by_key(|c| (c.endpoint.rank, c.price.prices.input, c.price.prices.output));
+    Some(Item {
+        id: model.id.as_str(),
+        canonical_slug: model.id.as_str(),
+        object: "model",
+        owned_by: model.id.author(),
+        name: &model.name,
+        description: &model.description,
+        created: model.created_at.0 / 1_000,
+        context_length: model.context_tokens,
+        architecture: Architecture {
+            modality: "text->text",
+            input_modalities: ["text"],
+            output_modalities: ["text"],
+            tokenizer: "Other",
+            instruct_type: None,
+        },
+        pricing: first.map(|candidate| pricing(&candidate.price.prices)),
+        top_provider: TopProvider {
+            context_length: model.context_tokens,
+            max_completion_tokens: first.and_then(|candidate| candidate.endpoint.max_output_tokens),
+            is_moderated: false,
+        },
+        per_request_limits: None,
+        supported_parameters: [
+            "temperature",
+            "top_p",
+            "max_tokens",
+            "stop",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "response_format",
+        ],
+        default_parameters: None,
+        supported_voices: None,
+        expiration_date: sunset.map(|at| at.day().to_string()),
+    })
+}
+
+fn pricing(prices: &Prices) -> Pricing {
+    Pricing {
+        prompt: per_token(prices.input),
+        completion: per_token(prices.output),
+        request: prices.request.unwrap_or_default().to_string(),
+        input_cache_read: prices.input_cache_read.map(per_token),
+        input_cache_write: prices.input_cache_write.map(per_token),
+        internal_reasoning: prices.output_reasoning.map(per_token),
+    }
+}
+
+/// A price per million as decimal text per token: the point moves six places.
+fn per_token(price: Price) -> String {
+    let size = price.0.max(0).unsigned_abs();
+    let digits = format!("{size:016}"); // nano-dollars per million = 10^-15 dollars per token
+    let (whole, fraction) = digits.split_at(digits.len() - 15);
+    let fraction = fraction.trim_end_matches('0');
+    if fraction.is_empty() {
+        whole.to_owned()
+    } else {
+        format!("{whole}.{fraction}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prices_per_token_are_exact_decimals() {
+        for (per_million, per_token_text) in [
+            ("0", "0"),
+            ("2.5", "0.0000025"),
+            ("0.0375", "0.0000000375"),
+            ("1000000", "1"),
+            ("0.000000001", "0.000000000000001"),
+        ] {
+            assert_eq!(per_token(Price::parse(per_million).unwrap()), per_token_text);
+        }
+    }
+}

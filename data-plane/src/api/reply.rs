@@ -1,0 +1,213 @@
+//! Answers to callers: bodies, headers, and faults in the shape that OpenAI's clients know.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use serde::Serialize;
+use tollway_shared::fault::Fault;
+use tollway_shared::ids::RequestId;
+
+use crate::stages::relay::{Stream, Whole};
+
+/// Seconds after which a request that was turned away for want of capacity may come again.
+const RETRY_AFTER_SECONDS: &str = "2";
+
+/// An answer.
+pub type Reply = Response<ReplyBody>;
+
+/// The body of an answer.
+pub enum ReplyBody {
+    /// Known in full, accounted for already.
+    Full(Option<Bytes>),
+    /// A provider's whole answer.
+    Whole(Box<Whole>),
+    /// A stream.
+    Stream(Stream),
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match &mut *self {
+            Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(whole) => Poll::Ready(whole.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Stream(stream) => stream.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_none(),
+            Self::Whole(whole) => whole.len() == 0,
+            Self::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Whole(whole) => SizeHint::with_exact(whole.len()),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    error: ErrorOut<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorOut<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+#[derive(Serialize)]
+struct StreamErrorOut<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    error: StreamError<'a>,
+    choices: [StreamChoice; 1],
+}
+
+#[derive(Serialize)]
+struct StreamError<'a> {
+    code: u16,
+    message: &'a str,
+    metadata: StreamErrorMetadata<'a>,
+}
+
+#[derive(Serialize)]
+struct StreamErrorMetadata<'a> {
+    error_type: &'a str,
+}
+
+#[derive(Serialize)]
+struct StreamChoice {
+    index: u32,
+    delta: StreamDelta,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct StreamDelta {
+    content: &'static str,
+}
+
+/// A fault as a whole answer.
+pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> Reply {
+    let spec = fault.spec();
+    let status = fault.status();
+    let body = ErrorBody {
+        error: ErrorOut {
+            message: &fault.to_string(),
+            kind: spec.kind,
+            param: fault.param(),
+            code: spec.code,
+        },
+    };
+    if let Some(id) = id {
+        name(&mut headers, id);
+    }
+    let retry = if spec.retry { "true" } else { "false" };
+    headers.insert("x-should-retry", HeaderValue::from_static(retry));
+    if matches!(status, 429 | 503) {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    }
+    if let Fault::ModelRetired { successor, .. } = fault {
+        text(&mut headers, "x-tollway-model-lifecycle", "retired");
+        if let Some(successor) = successor {
+            text(&mut headers, "x-tollway-model-successor", successor.as_str());
+            text(
+                &mut headers,
+                "link",
+                &format!("</v1/models/{successor}>; rel=\"successor-version\""),
+            );
+        }
+    }
+    json(status, headers, &body)
+}
+
+/// A fault as the last event of a stream. The code is a number: strict clients refuse a text here.
+pub fn stream_fault(fault: &Fault, id: &str, created: i64, model: &str) -> Bytes {
+    let body = StreamErrorOut {
+        id,
+        object: "chat.completion.chunk",
+        created,
+        model,
+        error: StreamError {
+            code: fault.status(),
+            message: &fault.to_string(),
+            metadata: StreamErrorMetadata {
+                error_type: fault.spec().code,
+            },
+        },
+        choices: [StreamChoice {
+            index: 0,
+            delta: StreamDelta { content: "" },
+            finish_reason: "error",
+        }],
+    };
+    let json = serde_json::to_string(&body).expect("text serializes");
+    Bytes::from(format!("data: {json}\n\n"))
+}
+
+/// Any JSON.
+pub fn json(status: u16, mut headers: HeaderMap, body: &impl Serialize) -> Reply {
+    let bytes = serde_json::to_vec(body).expect("our answers serialize");
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply(status, headers, ReplyBody::Full(Some(bytes.into())))
+}
+
+/// A provider's whole answer.
+pub fn whole(mut headers: HeaderMap, body: Whole) -> Reply {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply(200, headers, ReplyBody::Whole(Box::new(body)))
+}
+
+/// A stream.
+pub fn stream(mut headers: HeaderMap, body: Stream) -> Reply {
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    reply(200, headers, ReplyBody::Stream(body))
+}
+
+/// Names the request in the answer.
+pub fn name(headers: &mut HeaderMap, id: &RequestId) {
+    text(headers, "x-tollway-request-id", id.as_str());
+    text(headers, "x-generation-id", id.as_str());
+}
+
+/// Adds a header whose value is known to be plain; anything else is left out.
+pub fn text(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn reply(status: u16, headers: HeaderMap, body: ReplyBody) -> Reply {
+    let mut reply = Response::new(body);
+    *reply.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    *reply.headers_mut() = headers;
+    reply
+}

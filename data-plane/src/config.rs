@@ -1,0 +1,335 @@
+//! Settings of a node: a TOML file, then environment, then flags. Unknown keys are refused by name and line.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::usage;
+
+/// Everything a node is told. What tenants change is not here: it comes from the control plane.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Identity, snapshots and the usage spool live here.
+    pub data_dir: PathBuf,
+    /// The public API.
+    pub api: Api,
+    /// Health and metrics.
+    pub ops: Ops,
+    /// The control plane.
+    pub control: Control,
+    /// The usage log.
+    pub usage: usage::Settings,
+    /// Connections to providers.
+    pub upstream: Upstream,
+    /// Threads.
+    pub server: Server,
+    /// Logs.
+    pub log: Log,
+    /// The end.
+    pub drain: Drain,
+}
+
+/// `[api]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Where callers connect.
+    pub listen: SocketAddr,
+    /// Deadline of a connection's first byte.
+    pub first_byte_timeout_ms: u64,
+    /// Deadline of a request's head.
+    pub head_timeout_ms: u64,
+    /// Deadline of a request's body.
+    pub body_timeout_ms: u64,
+    /// How long a connection may wait for its next request.
+    pub idle_timeout_ms: u64,
+    /// How long a caller may take nothing of what is written.
+    pub write_timeout_ms: u64,
+    /// Largest request head.
+    pub head_bytes_max: usize,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Largest whole answer of a provider.
+    pub reply_bytes_max: usize,
+    /// Most connections of the process.
+    pub connections_max: usize,
+    /// Most attempts of one request.
+    pub attempts_max: usize,
+}
+
+/// `[ops]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ops {
+    /// Where health and metrics are asked. Not for tenants.
+    pub listen: SocketAddr,
+}
+
+/// `[control]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// `host:port` of the control plane's peers; empty = those written by `join`.
+    pub peers: Vec<String>,
+    /// Oldest snapshot that is served from, as `24h`, `30m` or `90s`.
+    pub max_stale: String,
+}
+
+/// `[upstream]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upstream {
+    /// PEM certificates to trust besides the public roots.
+    pub ca_file: Option<PathBuf>,
+    /// Idle connections kept per provider and core.
+    pub idle_connections_max: usize,
+    /// How long an idle connection is kept.
+    pub idle_timeout_ms: u64,
+}
+
+/// `[server]`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Cores that serve; 0 = all of the machine.
+    pub threads: usize,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A filter such as `info` or `tollway_data=debug`.
+    pub level: String,
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// `[drain]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// How long the node goes on accepting after it has said that it is not ready.
+    pub grace_ms: u64,
+    /// How long running answers may take after that.
+    pub max_stream_ms: u64,
+    /// How long the usage log is waited for at the very end.
+    pub flush_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/tollway/data"),
+            api: Api::default(),
+            ops: Ops::default(),
+            control: Control::default(),
+            usage: usage::Settings::default(),
+            upstream: Upstream::default(),
+            server: Server::default(),
+            log: Log::default(),
+            drain: Drain::default(),
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 8080).into(),
+            first_byte_timeout_ms: 5_000,
+            head_timeout_ms: 10_000,
+            body_timeout_ms: 60_000,
+            idle_timeout_ms: 60_000,
+            write_timeout_ms: 30_000,
+            head_bytes_max: 16 << 10,
+            body_bytes_max: 32 << 20,
+            reply_bytes_max: 64 << 20,
+            connections_max: 10_000,
+            attempts_max: 3,
+        }
+    }
+}
+
+impl Default for Ops {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 9600).into(),
+        }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            peers: Vec::new(),
+            max_stale: "24h".into(),
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            ca_file: None,
+            idle_connections_max: 256,
+            idle_timeout_ms: 55_000,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Text,
+            level: "info".into(),
+        }
+    }
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self {
+            grace_ms: 10_000,
+            max_stream_ms: 300_000,
+            flush_ms: 10_000,
+        }
+    }
+}
+
+/// Why settings are not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFault {
+    /// The file cannot be read.
+    #[error("the configuration `{path}` cannot be read: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file has a mistake; the text names line and key.
+    #[error("the configuration `{path}` is not valid: {detail}")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        detail: String,
+    },
+    /// A value cannot be.
+    #[error("`{field}` {detail}")]
+    Value {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+}
+
+impl Config {
+    /// Reads a file and checks it.
+    pub fn load(path: &Path) -> Result<Self, ConfigFault> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigFault::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads a file's text. `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigFault> {
+        let config: Self = toml::from_str(text).map_err(|fault| ConfigFault::Invalid {
+            path: path.to_owned(),
+            detail: fault.to_string(),
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What the types do not say.
+    pub fn check(&self) -> Result<(), ConfigFault> {
+        self.max_stale_ms()?;
+        let at_least_one = [
+            ("api.attempts_max", self.api.attempts_max),
+            ("api.connections_max", self.api.connections_max),
+            ("api.body_bytes_max", self.api.body_bytes_max),
+        ];
+        match at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            Some((field, _)) => Err(ConfigFault::Value {
+                field,
+                detail: "must be at least 1".into(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// `control.max_stale` in milliseconds.
+    pub fn max_stale_ms(&self) -> Result<i64, ConfigFault> {
+        duration_ms(&self.control.max_stale).ok_or(ConfigFault::Value {
+            field: "control.max_stale",
+            detail: format!(
+                "is `{}`; write it as `24h`, `30m` or `90s`",
+                self.control.max_stale
+            ),
+        })
+    }
+
+    /// How many cores serve.
+    pub fn threads(&self) -> usize {
+        match self.server.threads {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            threads => threads,
+        }
+    }
+}
+
+fn duration_ms(text: &str) -> Option<i64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<i64>().ok()?.checked_mul(unit_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistake_is_named_with_its_line() {
+        let parse = |text: &str| Config::parse(text, Path::new("data.toml"));
+        let fault = parse("data_dir = \"x\"\n[api]\nlisten = \"127.0.0.1:1\"\nlissten = 1\n")
+            .unwrap_err()
+            .to_string();
+        assert!(fault.contains("lissten") && fault.contains("line 4"), "{fault}");
+        let fault = parse("[control]\nmax_stale = \"soon\"\n")
+            .unwrap_err()
+            .to_string();
+        assert!(fault.contains("control.max_stale"), "{fault}");
+        assert_eq!(parse("").unwrap().max_stale_ms().unwrap(), 86_400_000);
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let printed = toml::to_string(&Config::default()).unwrap();
+        assert!(Config::parse(&printed, Path::new("printed")).is_ok(), "{printed}");
+    }
+}

@@ -1,0 +1,158 @@
+//! What the requests of one core share. Nothing in here is touched by another thread, so nothing is locked.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Waker;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tollway_shared::ids::{ClusterId, CredentialId, NodeId, Region};
+
+use crate::catalog::Live;
+use crate::health::Health;
+use crate::metrics::Meters;
+use crate::upstream::Upstream;
+use crate::usage::Writer;
+
+/// Who this node is.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its region.
+    pub region: Region,
+    /// Its id.
+    pub node: NodeId,
+}
+
+/// Bounds of one request.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Largest whole answer of a provider.
+    pub reply_bytes_max: usize,
+    /// How long a request body may take.
+    pub body_timeout: Duration,
+    /// Most attempts of one request.
+    pub attempts_max: usize,
+    /// Oldest snapshot that is served from.
+    pub max_stale_ms: i64,
+}
+
+/// How far the node's end has come.
+#[derive(Debug, Default)]
+pub struct Phase(AtomicU8);
+
+impl Phase {
+    /// Not ready any more, still serving.
+    pub const DRAINING: u8 = 1;
+    /// Running answers end now.
+    pub const ENDING: u8 = 2;
+
+    /// Moves on. Never goes back.
+    pub fn advance(&self, to: u8) {
+        self.0.fetch_max(to, Ordering::Relaxed);
+    }
+
+    /// Whether a stage was reached.
+    pub fn reached(&self, stage: u8) -> bool {
+        self.0.load(Ordering::Relaxed) >= stage
+    }
+}
+
+/// One core's share of the node.
+pub struct Plane {
+    /// Who this node is.
+    pub names: Names,
+    /// Bounds.
+    pub limits: Limits,
+    /// The newest snapshot.
+    pub live: Live,
+    /// This core's usage writer.
+    pub writer: Writer,
+    /// This core's connections to providers.
+    pub upstream: Upstream,
+    /// What this core has seen of its endpoints.
+    pub health: RefCell<Health>,
+    /// Chance.
+    pub dice: Dice,
+    /// Opened credentials by id, with the version they were opened from.
+    pub credentials: RefCell<HashMap<CredentialId, (u32, HeaderValue)>>,
+    /// Metric handles.
+    pub meters: Meters,
+    /// How far the node's end has come.
+    pub phase: Arc<Phase>,
+    /// Running streams, to be woken when they must end.
+    pub streams: Streams,
+}
+
+/// Running streams of one core.
+#[derive(Debug, Default)]
+pub struct Streams {
+    wakers: RefCell<BTreeMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+impl Streams {
+    /// A number for a new stream.
+    pub fn enter(&self) -> u64 {
+        let number = self.next.get();
+        self.next.set(number + 1);
+        number
+    }
+
+    /// Remembers how to wake it.
+    pub fn wake_by(&self, number: u64, waker: &Waker) {
+        self.wakers.borrow_mut().insert(number, waker.clone());
+    }
+
+    /// Forgets it.
+    pub fn leave(&self, number: u64) {
+        self.wakers.borrow_mut().remove(&number);
+    }
+
+    /// Wakes all of them.
+    pub fn wake_all(&self) {
+        self.wakers.borrow().values().for_each(Waker::wake_by_ref);
+    }
+}
+
+/// Fast random numbers (xoshiro256++), seeded from the operating system. For ids and draws, never for secrets.
+#[derive(Debug)]
+pub struct Dice(Cell<[u64; 4]>);
+
+impl Dice {
+    /// Seeds from the operating system.
+    pub fn seeded() -> Self {
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+        let mut state = [1; 4];
+        for (word, part) in state.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(part.try_into().expect("chunks of eight")) | 1;
+        }
+        Self(Cell::new(state))
+    }
+
+    /// 64 bits.
+    pub fn bits(&self) -> u64 {
+        let mut s = self.0.get();
+        let out = s[0].wrapping_add(s[3]).rotate_left(23).wrapping_add(s[0]);
+        let t = s[1] << 17;
+        s[2] ^= s[0];
+        s[3] ^= s[1];
+        s[1] ^= s[2];
+        s[0] ^= s[3];
+        s[2] ^= t;
+        s[3] = s[3].rotate_left(45);
+        self.0.set(s);
+        out
+    }
+
+    /// A number in `0.0..1.0`.
+    pub fn chance(&self) -> f64 {
+        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
+    }
+}

@@ -1,0 +1,105 @@
+//! The filter: what is left out is counted with its reason, so that `no_endpoints` can say why.
+
+use std::fmt;
+
+use tollway_shared::ids::ModelId;
+use tollway_shared::snapshot::Snapshot;
+use tollway_shared::time::UnixMillis;
+
+use super::Candidate;
+use crate::ask::Preferences;
+
+/// How many endpoints were left out, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Excluded {
+    /// The endpoint or its provider is switched off.
+    pub disabled: usize,
+    /// No price is in force: an unknown price is never zero.
+    pub unpriced: usize,
+    /// This endpoint was retired by a notice.
+    pub retired: usize,
+    /// The request's own `provider` preferences.
+    pub preferences: usize,
+}
+
+impl fmt::Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reasons = [
+            (self.disabled, "disabled"),
+            (self.unpriced, "without a price in force"),
+            (self.retired, "retired"),
+            (
+                self.preferences,
+                "excluded by the request's `provider` preferences",
+            ),
+        ];
+        let mut first = true;
+        for (count, reason) in reasons.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{}{count} {reason}", if first { "" } else { ", " })?;
+            first = false;
+        }
+        if first {
+            f.write_str("it has no endpoints")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The endpoints of `model` that may serve, in id order.
+pub fn candidates(
+    snapshot: &Snapshot,
+    model: &ModelId,
+    wishes: &Preferences,
+    now: UnixMillis,
+) -> (Vec<Candidate>, Excluded) {
+    let (mut found, mut excluded) = (Vec::new(), Excluded::default());
+    for endpoint in snapshot
+        .endpoints
+        .get(model)
+        .into_iter()
+        .flat_map(|all| all.values())
+    {
+        let provider = snapshot
+            .providers
+            .get(&endpoint.provider)
+            .filter(|provider| provider.enabled);
+        let Some(provider) = provider.filter(|_| endpoint.enabled) else {
+            excluded.disabled += 1;
+            continue;
+        };
+        let notices = snapshot.notices.get(model);
+        if notices.is_some_and(|all| {
+            all.values()
+                .any(|notice| notice.endpoint.as_ref() == Some(&endpoint.id) && notice.retired(now))
+        }) {
+            excluded.retired += 1;
+            continue;
+        }
+        if !wished(wishes, provider.id.as_str()) {
+            excluded.preferences += 1;
+            continue;
+        }
+        let Some(price) = snapshot.prices_at(&endpoint.id, now) else {
+            excluded.unpriced += 1;
+            continue;
+        };
+        found.push(Candidate {
+            endpoint: endpoint.clone(),
+            provider: provider.clone(),
+            price: price.clone(),
+        });
+    }
+    (found, excluded)
+}
+
+fn wished(wishes: &Preferences, provider: &str) -> bool {
+    let names = |list: &Option<Vec<String>>| {
+        list.as_ref()
+            .is_some_and(|list| list.iter().any(|name| name == provider))
+    };
+    let only_ordered = wishes.allow_fallbacks == Some(false) && wishes.order.is_some();
+    (wishes.only.is_none() || names(&wishes.only))
+        && !names(&wishes.ignore)
+        && (!only_ordered || names(&wishes.order))
+}

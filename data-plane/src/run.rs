@@ -1,0 +1,261 @@
+//! A node's start and its end.
+//!
+//! Start: usage first (what an earlier life left is billed before anything new), then the cores, then the ops port. End: not ready → no new
+//! connections → running answers finish or are told → the usage log gets the rest.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::Live;
+use crate::config::Config;
+use crate::ops::{self, Ops};
+use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
+use crate::server::{self, Deadlines, Stage};
+use crate::upstream::{self, Upstream};
+use crate::usage::{self, Usage};
+
+/// Where the usage spool is, inside the data folder.
+const SPOOL: &str = "spool";
+/// How long answers that were told to end may take to say so.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFault {
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigFault),
+    /// The usage pipeline.
+    #[error(transparent)]
+    Usage(#[from] usage::StartFault),
+    /// The extra authority for providers.
+    #[error(transparent)]
+    Tls(#[from] upstream::TlsFault),
+    /// An address cannot be listened on.
+    #[error("`{field}` `{address}` cannot be listened on: {source}")]
+    Listen {
+        /// The setting.
+        field: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// A thread cannot be started.
+    #[error("a thread could not be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A running node.
+pub struct Running {
+    /// The base of the public API, without `/v1`.
+    pub api_url: String,
+    /// The base of the ops port.
+    pub ops_url: String,
+    drain: crate::config::Drain,
+    phase: Arc<Phase>,
+    stage: watch::Sender<Stage>,
+    cores: Vec<oneshot::Receiver<()>>,
+    cancel: CancellationToken,
+    usage: Option<Arc<Usage>>,
+}
+
+/// Starts serving what `live` has and will have. Must be called inside a tokio runtime, which serves the ops port.
+pub async fn serve(config: &Config, names: Names, live: Live) -> Result<Running, StartFault> {
+    config.check()?;
+    let recorder = crate::metrics::install();
+    let threads = config.threads();
+    let spool = config.data_dir.join(SPOOL);
+    let usage = Arc::new(start_usage(&config.usage, &spool, threads).await?);
+    let tls = upstream::client_config(config.upstream.ca_file.as_deref())?;
+    let phase = Arc::<Phase>::default();
+    let (stage, watched) = watch::channel(Stage::Serve);
+    let mut address = config.api.listen;
+    let mut cores = Vec::with_capacity(threads);
+    for number in 0..threads {
+        let listener = server::listen(address).map_err(|source| StartFault::Listen {
+            field: "api.listen",
+            address,
+            source,
+        })?;
+        // Port 0 becomes a real one with the first socket; the others share it.
+        address = listener.local_addr().unwrap_or(address);
+        let core = Core {
+            names: names.clone(),
+            limits: limits(config)?,
+            live: live.clone(),
+            writer: usage.writer(number),
+            pool: upstream::Settings {
+                idle_max: config.upstream.idle_connections_max,
+                idle_timeout: Duration::from_millis(config.upstream.idle_timeout_ms),
+            },
+            tls: tls.clone(),
+            phase: phase.clone(),
+            server: server_settings(config, threads),
+            stage: watched.clone(),
+        };
+        cores.push(core.start(number, listener).map_err(StartFault::Thread)?);
+    }
+    let cancel = CancellationToken::new();
+    let listen_fault = |source| StartFault::Listen {
+        field: "ops.listen",
+        address: config.ops.listen,
+        source,
+    };
+    let listener = TcpListener::bind(config.ops.listen).await.map_err(listen_fault)?;
+    let ops_address = listener.local_addr().map_err(listen_fault)?;
+    let ops = Arc::new(Ops {
+        live,
+        usage: Arc::downgrade(&usage),
+        phase: phase.clone(),
+        metrics: recorder,
+    });
+    tokio::spawn(ops::serve(ops, listener, cancel.clone()));
+    tracing::info!(api = %address, ops = %ops_address, threads, "serving");
+    Ok(Running {
+        api_url: format!("http://{address}"),
+        ops_url: format!("http://{ops_address}"),
+        drain: config.drain.clone(),
+        phase,
+        stage,
+        cores,
+        cancel,
+        usage: Some(usage),
+    })
+}
+
+async fn start_usage(settings: &usage::Settings, spool: &Path, writers: usize) -> Result<Usage, StartFault> {
+    let (settings, spool) = (settings.clone(), spool.to_owned());
+    let started = tokio::task::spawn_blocking(move || usage::start(&settings, &spool, writers)).await;
+    Ok(started.map_err(|fault| StartFault::Thread(io::Error::other(fault)))??)
+}
+
+impl Running {
+    /// The orderly end. Returns whether the usage log has everything; what it has not stays in the spool.
+    pub async fn stop(mut self) -> bool {
+        self.phase.advance(Phase::DRAINING);
+        tracing::info!("draining");
+        tokio::time::sleep(Duration::from_millis(self.drain.grace_ms)).await;
+        self.stage.send_replace(Stage::Finish);
+        let streams = Duration::from_millis(self.drain.max_stream_ms);
+        if tokio::time::timeout(streams, ended(&mut self.cores))
+            .await
+            .is_err()
+        {
+            tracing::warn!("answers that still run are ended with an error event");
+            self.phase.advance(Phase::ENDING);
+            self.stage.send_replace(Stage::End);
+            if tokio::time::timeout(END_TIMEOUT, ended(&mut self.cores))
+                .await
+                .is_err()
+            {
+                tracing::warn!("some connections did not take their error event");
+            }
+        }
+        self.cancel.cancel();
+        let flush = Duration::from_millis(self.drain.flush_ms);
+        let usage = self.usage.take().and_then(Arc::into_inner);
+        let delivered = match usage {
+            Some(usage) => tokio::task::spawn_blocking(move || usage.stop(flush))
+                .await
+                .unwrap_or(false),
+            None => false,
+        };
+        tracing::info!(delivered, "stopped");
+        delivered
+    }
+}
+
+/// Waits until every core has ended. Each is waited for once, so an interrupted wait can go on later.
+async fn ended(cores: &mut Vec<oneshot::Receiver<()>>) {
+    while let Some(core) = cores.last_mut() {
+        // A core that panicked has ended too.
+        let _ = core.await;
+        cores.pop();
+    }
+}
+
+fn limits(config: &Config) -> Result<Limits, StartFault> {
+    Ok(Limits {
+        body_bytes_max: config.api.body_bytes_max,
+        reply_bytes_max: config.api.reply_bytes_max,
+        body_timeout: Duration::from_millis(config.api.body_timeout_ms),
+        attempts_max: config.api.attempts_max,
+        max_stale_ms: config.max_stale_ms()?,
+    })
+}
+
+fn server_settings(config: &Config, threads: usize) -> server::Settings {
+    let ms = Duration::from_millis;
+    server::Settings {
+        deadlines: Deadlines {
+            first_byte: ms(config.api.first_byte_timeout_ms),
+            head: ms(config.api.head_timeout_ms),
+            idle: ms(config.api.idle_timeout_ms),
+            write: ms(config.api.write_timeout_ms),
+        },
+        connections_max: config.api.connections_max.div_ceil(threads.max(1)),
+        head_bytes_max: config.api.head_bytes_max,
+    }
+}
+
+/// What a core is made of, on its way to its thread.
+struct Core {
+    names: Names,
+    limits: Limits,
+    live: Live,
+    writer: usage::Writer,
+    pool: upstream::Settings,
+    tls: Arc<rustls::ClientConfig>,
+    phase: Arc<Phase>,
+    server: server::Settings,
+    stage: watch::Receiver<Stage>,
+}
+
+impl Core {
+    /// Starts the thread. The receiver hears of its end.
+    fn start(self, number: usize, listener: std::net::TcpListener) -> io::Result<oneshot::Receiver<()>> {
+        let (done, heard) = oneshot::channel();
+        let runtime = || {
+            Builder::new_current_thread()
+                .enable_all()
+                .build_local(LocalOptions::default())
+        };
+        std::thread::Builder::new()
+            .name(format!("core-{number}"))
+            .spawn(move || {
+                let served = runtime().and_then(|runtime| runtime.block_on(self.serve(listener)));
+                if let Err(fault) = served {
+                    tracing::error!(%fault, "a core ended");
+                }
+                drop(done);
+            })?;
+        Ok(heard)
+    }
+
+    async fn serve(self, listener: std::net::TcpListener) -> io::Result<()> {
+        let plane = Rc::new(Plane {
+            names: self.names,
+            limits: self.limits,
+            live: self.live,
+            writer: self.writer,
+            upstream: Upstream::new(self.pool, self.tls),
+            health: std::cell::RefCell::default(),
+            dice: Dice::seeded(),
+            credentials: std::cell::RefCell::default(),
+            meters: crate::metrics::Meters::default(),
+            phase: self.phase,
+            streams: Streams::default(),
+        });
+        server::serve(plane, listener, self.server, self.stage).await
+    }
+}

@@ -1,0 +1,206 @@
+//! Whether this caller may ask for this model now: the model's life, the key's list, spent budgets.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tollway_shared::budget::BudgetScope;
+use tollway_shared::fault::Fault;
+use tollway_shared::ids::ModelId;
+use tollway_shared::notice::Notice;
+use tollway_shared::snapshot::Snapshot;
+use tollway_shared::tenant::TenantPath;
+use tollway_shared::time::UnixMillis;
+
+use crate::ask::Ask;
+use crate::catalog::Stops;
+use crate::pipeline::{Caller, Context};
+
+/// Most names that a 404 suggests.
+const CLOSE_MAX: usize = 3;
+/// Farthest edit distance of a suggestion, as a share of the name: one in three characters.
+const CLOSE_SHARE: usize = 3;
+
+/// Checks the request and adds lifecycle headers to its answer. Returns the models to try, the one asked for first.
+pub fn check(cx: &mut Context, caller: &Caller, ask: &Ask) -> Result<Vec<ModelId>, Fault> {
+    let snapshot = cx.snapshot.clone();
+    let now = cx.arrival.at;
+    let first = model(&snapshot, caller, &ask.model, now, &mut cx.headers)?;
+    let mut models = vec![first];
+    for name in &ask.fallbacks {
+        // A fallback that cannot be used is passed over; one that does not exist is a mistake.
+        match model(&snapshot, caller, name, now, &mut HeaderMap::new()) {
+            Ok(id) if !models.contains(&id) => models.push(id),
+            Ok(_) | Err(Fault::ModelRetired { .. } | Fault::ModelForbidden { .. }) => {}
+            Err(fault) => return Err(fault),
+        }
+    }
+    spent(&snapshot, &cx.plane.live.stops(), &caller.path, now)?;
+    Ok(models)
+}
+
+fn model(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    name: &str,
+    now: UnixMillis,
+    headers: &mut HeaderMap,
+) -> Result<ModelId, Fault> {
+    let Some((id, _)) = snapshot.models.get_key_value(name) else {
+        return Err(Fault::ModelNotFound {
+            model: name.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
+            close: close(snapshot, name),
+        });
+    };
+    let notices = snapshot.notices.get(id);
+    for notice in notices.into_iter().flat_map(|all| all.values()) {
+        if notice.endpoint.is_some() {
+            continue;
+        }
+        if notice.retired(now) {
+            return Err(Fault::ModelRetired {
+                model: id.clone(),
+                at: notice.sunset_at.unwrap_or(now),
+                successor: notice.successor.clone(),
+            });
+        }
+        if notice.warns(now) {
+            lifecycle(notice, headers);
+        }
+    }
+    if !caller.key.models.is_empty() && !caller.key.models.contains(id) {
+        return Err(Fault::ModelForbidden { model: id.clone() });
+    }
+    Ok(id.clone())
+}
+
+/// Headers of a model whose retirement is announced: `Deprecation` (RFC 9745), `Sunset` (RFC 8594), `Link`.
+fn lifecycle(notice: &Notice, headers: &mut HeaderMap) {
+    let mut put = |name: &'static str, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.append(HeaderName::from_static(name), value);
+        }
+    };
+    put(
+        "deprecation",
+        format!("@{}", notice.deprecated_at.0.div_euclid(1_000)),
+    );
+    if let Some(at) = notice.sunset_at {
+        put("sunset", at.http_date());
+    }
+    if let Some(successor) = &notice.successor {
+        put(
+            "link",
+            format!("</v1/models/{successor}>; rel=\"successor-version\""),
+        );
+        put("x-tollway-model-successor", successor.to_string());
+    }
+    if let Some(url) = notice.url.as_ref().filter(|url| !url.contains(['>', '"'])) {
+        put(
+            "link",
+            format!("<{url}>; rel=\"deprecation\"; type=\"text/html\""),
+        );
+    }
+    put("x-tollway-model-lifecycle", "deprecated".into());
+}
+
+/// A hard budget on the tenant path that is spent.
+fn spent(snapshot: &Snapshot, stops: &Stops, path: &TenantPath, now: UnixMillis) -> Result<(), Fault> {
+    if snapshot.budgets.is_empty() {
+        return Ok(());
+    }
+    let scopes = [
+        Some(BudgetScope::Key(path.key.clone())),
+        Some(BudgetScope::Project(path.project.clone())),
+        path.team.clone().map(BudgetScope::Team),
+        Some(BudgetScope::Organization(path.organization.clone())),
+    ];
+    for scope in scopes.into_iter().flatten() {
+        for (id, view) in snapshot
+            .budgets
+            .get(&scope)
+            .into_iter()
+            .flat_map(|all| all.iter())
+        {
+            let told = stops
+                .budgets
+                .contains(id)
+                .then(|| view.budget.period.window(now).1);
+            if let Some(resets_at) = view.stops(now).or(told) {
+                return Err(Fault::BudgetExhausted {
+                    level: scope.level(),
+                    budget: id.to_string(),
+                    resets_at,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The nearest names in the catalog, best first.
+fn close(snapshot: &Snapshot, name: &str) -> Vec<ModelId> {
+    let mut near: Vec<(usize, &ModelId)> = snapshot
+        .models
+        .keys()
+        .filter_map(|id| {
+            let slug = id.as_str().split_once('/').map_or(id.as_str(), |(_, slug)| slug);
+            let distance = distance(name, id.as_str()).min(distance(name, slug) + 1);
+            (distance <= 1 + name.len().min(64) / CLOSE_SHARE).then_some((distance, id))
+        })
+        .collect();
+    near.sort();
+    near.into_iter()
+        .take(CLOSE_MAX)
+        .map(|(_, id)| id.clone())
+        .collect()
+}
+
+/// Levenshtein distance over bytes; texts far apart in length are not compared.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len().abs_diff(b.len()) > 24 {
+        return usize::MAX - 1;
+    }
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut corner = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let swapped = corner + usize::from(!x.eq_ignore_ascii_case(y));
+            corner = row[j + 1];
+            row[j + 1] = swapped.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tollway_shared::catalog::Model;
+    use tollway_shared::snapshot::Resource;
+
+    #[test]
+    fn a_near_miss_is_named_and_noise_is_not() {
+        let mut snapshot = Snapshot::default();
+        for id in ["openai/gpt-5", "openai/gpt-5-mini", "anthropic/claude-9"] {
+            let model = Model {
+                id: ModelId::trusted(id),
+                name: id.into(),
+                description: String::new(),
+                context_tokens: 1,
+                created_at: UnixMillis(0),
+            };
+            snapshot.put(Resource::Model(model), [id.len() as u8; 32]);
+        }
+        let names = |name: &str| {
+            close(&snapshot, name)
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names("gpt-5")[0], "openai/gpt-5");
+        assert_eq!(names("openai/gpt5")[0], "openai/gpt-5");
+        assert_eq!(names("Anthropic/Claude-9"), ["anthropic/claude-9"]);
+        assert!(names("zzzzzzzz").is_empty());
+        assert!(names(&"x".repeat(5_000)).is_empty());
+    }
+}

@@ -1,0 +1,10 @@
+//! The request path, one file per stage, in the order of [`crate::pipeline::serve`].
+
+pub mod admit;
+pub mod attempt;
+pub mod authenticate;
+pub mod plan;
+pub mod receive;
+pub mod relay;
+pub mod report;
+pub mod settle;

@@ -1,0 +1,345 @@
+//! Provider events → the caller's body. A slow caller slows the provider, because nothing is read ahead of what was taken; a caller who
+//! hangs up drops this body, and with it the provider's connection.
+//!
+//! A stream ends in `[DONE]` or in an error event, never in silence.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, Sleep, timeout};
+use tollway_proto::usage::EndState;
+use tollway_shared::fault::Fault;
+use tollway_shared::money::NanoUsd;
+
+use super::attempt::{Begun, Opened};
+use super::plan::Plan;
+use crate::api::reply::{self, Reply};
+use crate::dialects::sse::{Frame as Event, Parser};
+use crate::dialects::{Emit, Events};
+use crate::pipeline::Context;
+use crate::plane::Phase;
+use crate::routing::Candidate;
+use crate::upstream::AnswerBody;
+
+const DONE: &[u8] = b"data: [DONE]\n\n";
+/// How long a provider may take to end a body that has nothing more to say, before its connection is given up.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an answer that nobody waits for is read on, when the provider bills it anyway.
+const ABANDONED_MAX: Duration = Duration::from_secs(600);
+
+/// The caller's answer.
+pub fn answer(mut cx: Context, plan: Plan, opened: Opened) -> Reply {
+    let tried = cx.record.attempts().max(1);
+    let Some(candidate) = plan.attempts.into_iter().nth(tried - 1) else {
+        return reply::fault(&Fault::Internal, Some(&cx.arrival.request_id), HeaderMap::new());
+    };
+    let mut headers = std::mem::take(&mut cx.headers);
+    reply::name(&mut headers, &cx.arrival.request_id);
+    reply::text(&mut headers, "x-tollway-provider", candidate.provider.id.as_str());
+    reply::text(&mut headers, "x-tollway-model", candidate.endpoint.model.as_str());
+    reply::text(&mut headers, "x-tollway-attempts", &tried.to_string());
+    match opened {
+        Opened::Whole(body) => {
+            if let Some(cost) = cx.record.cost() {
+                reply::text(&mut headers, "x-tollway-cost-usd", &cost.to_string());
+            }
+            reply::whole(headers, Whole { cx, body: Some(body) })
+        }
+        Opened::Stream(begun) => reply::stream(headers, Stream::new(cx, candidate, *begun)),
+    }
+}
+
+/// A whole answer on its way: accounted as completed once the caller's connection took it.
+pub struct Whole {
+    cx: Context,
+    body: Option<Bytes>,
+}
+
+impl Whole {
+    /// Bytes left to hand over.
+    pub fn len(&self) -> u64 {
+        self.body.as_ref().map_or(0, |body| body.len() as u64)
+    }
+
+    /// The body, once.
+    pub fn take(&mut self) -> Option<Bytes> {
+        self.cx.record.first_byte();
+        self.cx.record.close(EndState::Completed, 200, None);
+        self.body.take()
+    }
+}
+
+/// A stream on its way.
+pub struct Stream(Option<Box<Relay>>);
+
+struct Relay {
+    cx: Context,
+    candidate: Candidate,
+    body: Option<AnswerBody>,
+    parser: Parser,
+    events: Events,
+    queue: VecDeque<Bytes>,
+    ended: bool,
+    /// Nobody waits for the answer any more; it is read for its usage alone.
+    abandoned: bool,
+    heard: Instant,
+    idle: Duration,
+    timer: Pin<Box<Sleep>>,
+    number: u64,
+}
+
+impl Stream {
+    fn new(cx: Context, candidate: Candidate, begun: Begun) -> Self {
+        let idle = Duration::from_millis(u64::from(candidate.provider.idle_timeout_ms.max(1)));
+        let mut relay = Relay {
+            number: cx.plane.streams.enter(),
+            cx,
+            candidate,
+            body: Some(begun.body),
+            parser: begun.parser,
+            events: begun.events,
+            queue: VecDeque::new(),
+            ended: false,
+            abandoned: false,
+            heard: Instant::now(),
+            idle,
+            timer: Box::pin(tokio::time::sleep(idle)),
+        };
+        relay.emit(begun.first);
+        Self(Some(Box::new(relay)))
+    }
+
+    /// The next bytes for the caller.
+    pub fn poll(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(relay) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| relay.poll(cx)));
+        match polled {
+            Ok(Poll::Ready(None)) => {
+                self.0 = None;
+                Poll::Ready(None)
+            }
+            Ok(Poll::Ready(Some(bytes))) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => {
+                relay.cx.plane.meters.panics.increment(1);
+                tracing::error!(request = %relay.cx.arrival.request_id, "a stream panicked");
+                relay.fail(&Fault::Internal);
+                let last = relay.queue.pop_back();
+                self.0 = None;
+                Poll::Ready(last.map(|bytes| Ok(Frame::data(bytes))))
+            }
+        }
+    }
+}
+
+impl Relay {
+    fn poll(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Bytes>> {
+        loop {
+            if let Some(bytes) = self.queue.pop_front() {
+                self.cx.record.first_byte();
+                return Poll::Ready(Some(bytes));
+            }
+            if self.ended {
+                let end = if self.abandoned {
+                    EndState::Cancelled
+                } else {
+                    EndState::Completed
+                };
+                self.cx.record.close(end, 200, None);
+                return Poll::Ready(None);
+            }
+            if self.cx.plane.phase.reached(Phase::ENDING) {
+                self.fail(&Fault::Draining);
+                continue;
+            }
+            match self.parser.next_frame() {
+                Ok(Some(frame)) => self.take(&frame),
+                Err(_) => self.fail(&self.broken()),
+                Ok(None) => match self.poll_provider(cx) {
+                    Poll::Ready(()) => {}
+                    Poll::Pending => {
+                        self.cx.plane.streams.wake_by(self.number, cx.waker());
+                        return Poll::Pending;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Reads more of the provider's body, or notices that it has been silent for too long.
+    fn poll_provider(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        let Some(body) = &mut self.body else {
+            self.fail(&self.broken());
+            return Poll::Ready(());
+        };
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.heard = Instant::now();
+                if let Ok(data) = frame.into_data() {
+                    self.parser.push(data);
+                }
+                Poll::Ready(())
+            }
+            Poll::Ready(Some(Err(_))) => {
+                self.body = None;
+                self.fail(&self.broken());
+                Poll::Ready(())
+            }
+            Poll::Ready(None) => {
+                self.body = None;
+                self.provider_ended();
+                Poll::Ready(())
+            }
+            Poll::Pending => self.poll_silence(cx),
+        }
+    }
+
+    /// One timer for the whole stream: it is moved only when it fires, not at every event.
+    fn poll_silence(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let deadline = self.heard + self.idle;
+            if Instant::now() >= deadline {
+                self.fail(&self.broken());
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+
+    /// The provider closed its body: fine after a finish reason, a break otherwise.
+    fn provider_ended(&mut self) {
+        if let Some(frame) = self.parser.finish() {
+            self.take(&frame);
+        }
+        if !self.ended {
+            if self.cx.record.tally.finish_reason.is_some() {
+                self.emit(Emit::Done);
+            } else {
+                self.fail(&self.broken());
+            }
+        }
+    }
+
+    fn take(&mut self, frame: &Event) {
+        let emit = self.events.take(frame, &mut self.cx.record.tally);
+        self.emit(emit);
+    }
+
+    fn emit(&mut self, emit: Emit) {
+        match emit {
+            Emit::Pass(bytes) => self.queue.push_back(bytes),
+            Emit::Usage(bytes, brace) => self.usage(&bytes, brace),
+            Emit::Skip => {}
+            Emit::Garbled => self.fail(&self.broken()),
+            Emit::Error(error) => {
+                let provider = self.candidate.provider.id.clone();
+                self.fail(&Fault::StreamError {
+                    provider,
+                    message: error.message,
+                });
+            }
+            Emit::Done => {
+                if let Some((bytes, brace)) = self.events.usage_chunk(&self.cx.record.tally) {
+                    self.usage(&bytes, brace);
+                }
+                self.queue.push_back(Bytes::from_static(DONE));
+                self.ended = true;
+                self.finish_body();
+            }
+        }
+    }
+
+    /// A usage chunk with our price in it.
+    fn usage(&mut self, bytes: &Bytes, brace: usize) {
+        let cost = self.cx.record.cost().unwrap_or(NanoUsd::ZERO);
+        let mut priced = BytesMut::with_capacity(bytes.len() + 32);
+        priced.extend_from_slice(&bytes[..brace]);
+        let empty = bytes[..brace].trim_ascii_end().ends_with(b"{");
+        priced.extend_from_slice(if empty { b"\"cost\":" } else { b",\"cost\":" });
+        priced.extend_from_slice(cost.to_string().as_bytes());
+        priced.extend_from_slice(&bytes[brace..]);
+        self.queue.push_back(priced.freeze());
+    }
+
+    /// Reads a body that has said everything to its end, so that its connection can be used again.
+    fn finish_body(&mut self) {
+        if let Some(mut body) = self.body.take() {
+            tokio::task::spawn_local(async move {
+                // Whatever comes of it: the connection is given back or closed.
+                drop(
+                    timeout(TAIL_TIMEOUT, async {
+                        while let Some(Ok(_)) = body.frame().await {}
+                    })
+                    .await,
+                );
+            });
+        }
+    }
+
+    /// The stream ends in an error event.
+    fn fail(&mut self, fault: &Fault) {
+        if self.ended {
+            return;
+        }
+        self.body = None;
+        self.ended = true;
+        let event = reply::stream_fault(
+            fault,
+            self.cx.arrival.request_id.as_str(),
+            self.cx.arrival.at.0 / 1_000,
+            self.candidate.endpoint.model.as_str(),
+        );
+        self.queue.push_back(event);
+        tracing::debug!(request = %self.cx.arrival.request_id, %fault, "a stream failed");
+        self.cx.record.close(EndState::Failed, 200, Some(fault));
+    }
+
+    fn broken(&self) -> Fault {
+        Fault::StreamBroken {
+            provider: self.candidate.provider.id.clone(),
+        }
+    }
+}
+
+impl Drop for Stream {
+    /// The caller has hung up, unless the stream came to its end. A provider that bills all the same is read on, to bill the same.
+    fn drop(&mut self) {
+        let Some(mut relay) = self.0.take() else { return };
+        let more = !relay.ended && relay.body.is_some();
+        if !more
+            || !relay.candidate.provider.bills_after_cancel
+            || relay.cx.plane.phase.reached(Phase::ENDING)
+        {
+            return;
+        }
+        relay.abandoned = true;
+        tokio::task::spawn_local(async move {
+            let rest = std::future::poll_fn(|cx| {
+                loop {
+                    match relay.poll(cx) {
+                        Poll::Ready(Some(_)) => {}
+                        Poll::Ready(None) => return Poll::Ready(()),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            });
+            drop(timeout(ABANDONED_MAX, rest).await);
+        });
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.cx.plane.streams.leave(self.number);
+    }
+}

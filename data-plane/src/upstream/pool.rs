@@ -1,0 +1,313 @@
+//! Kept connections of one core, and what is sent over them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+use tollway_shared::catalog::Provider;
+use tollway_shared::fault::AttemptFault;
+
+use super::address;
+use super::origin::Origin;
+use crate::dialects::slices::Slices;
+
+/// Largest head of an answer.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+/// Bounds of a pool.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Idle connections kept per provider and core.
+    pub idle_max: usize,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            idle_max: 256,
+            idle_timeout: Duration::from_secs(55),
+        }
+    }
+}
+
+/// The pool of one core. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Upstream(Rc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    settings: Settings,
+    tls: Arc<ClientConfig>,
+    idle: RefCell<HashMap<Place, Vec<Idle>>>,
+    origins: RefCell<HashMap<Arc<str>, (String, Rc<Origin>)>>,
+    opened: Cell<u64>,
+}
+
+/// What a kept connection may be used for again: the permission is part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Place {
+    origin: Rc<Origin>,
+    private_network: bool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: SendRequest<Slices>,
+    _driver: Driver,
+}
+
+/// The task that moves a connection's bytes; ends with its owner.
+#[derive(Debug)]
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A provider's answer.
+#[derive(Debug)]
+pub struct Answer {
+    /// Status and headers.
+    pub head: response::Parts,
+    /// The body, tied to its connection.
+    pub body: AnswerBody,
+}
+
+/// A body that gives its connection back when read to its end, and closes it otherwise.
+#[derive(Debug)]
+pub struct AnswerBody {
+    incoming: Incoming,
+    home: Option<(Connection, Place, Upstream)>,
+}
+
+impl Upstream {
+    /// An empty pool.
+    pub fn new(settings: Settings, tls: Arc<ClientConfig>) -> Self {
+        Self(Rc::new(Pool {
+            settings,
+            tls,
+            idle: RefCell::default(),
+            origins: RefCell::default(),
+            opened: Cell::new(0),
+        }))
+    }
+
+    /// How many connections were opened so far.
+    pub fn opened(&self) -> u64 {
+        self.0.opened.get()
+    }
+
+    /// The parts of a provider's base URL.
+    pub fn origin(&self, provider: &Provider) -> Option<Rc<Origin>> {
+        let mut origins = self.0.origins.borrow_mut();
+        if let Some((url, origin)) = origins.get(provider.id.as_str())
+            && *url == provider.base_url
+        {
+            return Some(origin.clone());
+        }
+        let origin = Rc::new(Origin::parse(&provider.base_url)?);
+        let entry = (provider.base_url.clone(), origin.clone());
+        origins.insert(provider.id.text(), entry);
+        Some(origin)
+    }
+
+    /// Sends a request and waits for the answer's head. Deadlines: the provider's connect timeout here; the first byte's is the caller's.
+    pub async fn send(
+        &self,
+        provider: &Provider,
+        origin: Rc<Origin>,
+        mut request: Request<Slices>,
+    ) -> Result<Answer, AttemptFault> {
+        let place = Place {
+            origin,
+            private_network: provider.private_network,
+        };
+        // A kept connection may have died unseen; what was never sent comes back and goes to the next one.
+        while let Some(mut connection) = self.kept(&place) {
+            if connection.sender.ready().await.is_err() {
+                continue;
+            }
+            match connection.sender.try_send_request(request).await {
+                Ok(answer) => return Ok(self.answer(answer, connection, place)),
+                Err(mut fault) => match fault.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(AttemptFault::Broken),
+                },
+            }
+        }
+        let connect = Duration::from_millis(u64::from(provider.connect_timeout_ms.max(1)));
+        let mut connection = match timeout(connect, self.open(&place)).await {
+            Ok(opened) => opened?,
+            Err(_) => return Err(AttemptFault::Connect),
+        };
+        match connection.sender.try_send_request(request).await {
+            Ok(answer) => Ok(self.answer(answer, connection, place)),
+            Err(fault) if fault.error().is_parse() => Err(AttemptFault::Garbled),
+            Err(_) => Err(AttemptFault::Broken),
+        }
+    }
+
+    fn answer(&self, answer: http::Response<Incoming>, connection: Connection, place: Place) -> Answer {
+        let (head, incoming) = answer.into_parts();
+        Answer {
+            head,
+            body: AnswerBody {
+                incoming,
+                home: Some((connection, place, self.clone())),
+            },
+        }
+    }
+
+    /// The most recently used connection that has not expired.
+    fn kept(&self, place: &Place) -> Option<Connection> {
+        let mut idle = self.0.idle.borrow_mut();
+        let list = idle.get_mut(place)?;
+        let now = Instant::now();
+        while let Some(kept) = list.pop() {
+            if now - kept.since > self.0.settings.idle_timeout {
+                list.clear(); // older ones are below
+                return None;
+            }
+            if !kept.connection.sender.is_closed() {
+                return Some(kept.connection);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, connection: Connection, place: Place) {
+        if connection.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.0.idle.borrow_mut();
+        let list = idle.entry(place).or_default();
+        if list.len() < self.0.settings.idle_max {
+            list.push(Idle {
+                connection,
+                since: Instant::now(),
+            });
+        }
+    }
+
+    /// Closes what has been idle for too long. Called now and then by the core.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.0.idle.borrow_mut().retain(|_, list| {
+            list.retain(|kept| {
+                now - kept.since <= self.0.settings.idle_timeout && !kept.connection.sender.is_closed()
+            });
+            !list.is_empty()
+        });
+    }
+
+    async fn open(&self, place: &Place) -> Result<Connection, AttemptFault> {
+        let origin = &place.origin;
+        let addresses = tokio::net::lookup_host((origin.host.as_str(), origin.port))
+            .await
+            .map_err(|_| AttemptFault::Connect)?;
+        let addresses: Vec<SocketAddr> = addresses.collect();
+        let allowed: Vec<_> = addresses
+            .iter()
+            .filter(|found| address::allowed(found.ip(), place.private_network))
+            .take(ADDRESSES_MAX)
+            .collect();
+        if allowed.is_empty() && !addresses.is_empty() {
+            return Err(AttemptFault::Address);
+        }
+        let mut stream = Err(AttemptFault::Connect);
+        for found in allowed {
+            if let Ok(opened) = TcpStream::connect(found).await {
+                stream = Ok(opened);
+                break;
+            }
+        }
+        let stream = stream?;
+        // Without it the second segment of a request waits for the provider's delayed acknowledgement.
+        stream.set_nodelay(true).map_err(|_| AttemptFault::Connect)?;
+        self.0.opened.set(self.0.opened.get() + 1);
+        if !origin.tls {
+            return drive(stream).await;
+        }
+        let name = ServerName::try_from(origin.host.clone()).map_err(|_| AttemptFault::Connect)?;
+        let stream = TlsConnector::from(self.0.tls.clone()).connect(name, stream).await;
+        drive(stream.map_err(|_| AttemptFault::Connect)?).await
+    }
+}
+
+async fn drive<S: AsyncRead + AsyncWrite + Unpin + 'static>(stream: S) -> Result<Connection, AttemptFault> {
+    let (sender, connection) = http1::Builder::new()
+        .max_header_size(HEAD_BYTES_MAX)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| AttemptFault::Connect)?;
+    let driver = Driver(tokio::task::spawn_local(async move {
+        // Its end reaches whoever waits for an answer; there is nobody else to tell.
+        drop(connection.await);
+    }));
+    Ok(Connection {
+        sender,
+        _driver: driver,
+    })
+}
+
+impl AnswerBody {
+    fn give_back(&mut self) {
+        if let Some((connection, place, upstream)) = self.home.take() {
+            upstream.keep(connection, place);
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if matches!(polled, Poll::Ready(None)) {
+            self.give_back();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
