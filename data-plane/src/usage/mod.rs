@@ -15,6 +15,8 @@
 
 mod file;
 mod kafka;
+#[cfg(test)]
+mod kafka_tests;
 mod recover;
 #[cfg(test)]
 mod sample;
