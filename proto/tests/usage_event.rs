@@ -1,4 +1,5 @@
 //! The documents under `proto/` describe the events that the code really writes.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use std::collections::BTreeSet;
 

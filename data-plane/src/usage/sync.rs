@@ -15,10 +15,13 @@ use super::spool::{Extent, Lane};
 /// How often a full disk is tried again.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
+/// The segment that was synced last, kept open.
+type OpenSegment = Option<(u64, File)>;
+
 /// The state of the fsync thread.
 #[derive(Debug)]
 pub(super) struct Syncer {
-    lanes: Vec<(Arc<Lane>, Option<(u64, File)>)>,
+    lanes: Vec<(Arc<Lane>, OpenSegment)>,
     space: Arc<Space>,
     probed: Instant,
 }
@@ -61,7 +64,7 @@ impl Syncer {
     }
 }
 
-fn sync_extent(extent: &Extent, open: &mut Option<(u64, File)>) -> io::Result<bool> {
+fn sync_extent(extent: &Extent, open: &mut OpenSegment) -> io::Result<bool> {
     let (written, synced) = (extent.written(), extent.synced());
     if written == synced {
         return Ok(false);
