@@ -116,7 +116,16 @@ async fn stages(
 ) -> Result<(plan::Plan, attempt::Opened), Fault> {
     let (head, body) = request.into_parts();
     // Ahead of the body: a stranger cannot make this node hold 32 MiB.
-    let caller = authenticate::caller(cx, &head.headers)?;
+    let caller = match authenticate::caller(cx, &head.headers) {
+        Ok(caller) => caller,
+        Err(fault) => {
+            // One that asked to be told first has not sent anything yet.
+            if !head.headers.contains_key(http::header::EXPECT) {
+                receive::linger(body);
+            }
+            return Err(fault);
+        }
+    };
     let ask = receive::read(cx, &head.headers, body).await?;
     let models = admit::check(cx, &caller, &ask)?;
     let plan = plan::order(cx, &ask, &models)?;

@@ -1,5 +1,7 @@
 //! Bytes → [`Ask`]: one buffer of the stated size, under a deadline, then one borrowed pass.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::Body;
@@ -13,6 +15,33 @@ use crate::pipeline::Context;
 
 /// A body without a stated length starts with this much room.
 const UNSTATED_BYTES: usize = 16 << 10;
+
+/// How long, and how much, of a refused body is read on. A caller that is still writing would otherwise see its connection break
+/// instead of the refusal.
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES_MAX: usize = 64 << 20;
+
+/// Reads a body that nobody wants to its end, within bounds, while its answer is on the way.
+pub fn linger(body: Incoming) {
+    if body.is_end_stream() {
+        return;
+    }
+    tokio::task::spawn_local(async move {
+        // Past the bounds the connection closes, which is what would have happened at once.
+        drop(timeout(LINGER, discard(body)).await);
+    });
+}
+
+async fn discard(mut body: Incoming) {
+    let mut left = LINGER_BYTES_MAX;
+    while let Some(Ok(frame)) = body.frame().await {
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        if length > left {
+            return;
+        }
+        left -= length;
+    }
+}
 
 /// Reads and parses the body.
 pub async fn read(cx: &Context, headers: &HeaderMap, body: Incoming) -> Result<Ask, Fault> {
@@ -32,6 +61,7 @@ pub async fn read(cx: &Context, headers: &HeaderMap, body: Incoming) -> Result<A
 async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Fault> {
     let stated = body.size_hint().exact();
     if stated.is_some_and(|length| length > max as u64) {
+        linger(body);
         return Err(Fault::TooLarge { max });
     }
     let mut whole: Option<BytesMut> = None;
@@ -59,6 +89,7 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Fault> {
             .max(first.as_ref().map_or(0, Bytes::len))
             > max
         {
+            linger(body);
             return Err(Fault::TooLarge { max });
         }
     }
