@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use futures::TryStreamExt as _;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tollway_proto::command::{Command, Member, Outcome};
@@ -60,9 +61,12 @@ impl Replica {
         let served = CancellationToken::new();
         let server = tonic::transport::Server::builder().add_service(cluster.service(Arc::new(NoExtras)));
         let ended = served.clone();
+        // As on the real peer port: without it, each answer of a few bytes waits 40 ms for the caller's delayed ACK.
+        let incoming =
+            TcpListenerStream::new(listener).inspect_ok(|stream| stream.set_nodelay(true).unwrap());
         tokio::spawn(async move {
             tokio::select! {
-                result = server.serve_with_incoming(TcpListenerStream::new(listener)) => result.unwrap(),
+                result = server.serve_with_incoming(incoming) => result.unwrap(),
                 () = ended.cancelled() => {}
             }
         });
@@ -657,4 +661,32 @@ async fn in_one_thread_a_partitioned_follower_neither_deposes_the_leader_nor_rea
     for id in 1..=3 {
         replica(id).crash().await;
     }
+}
+
+/// Prints what a write and a barrier cost here; run by hand with `--ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, not a check"]
+async fn measure_writes_and_barriers() {
+    let folder = tempfile::tempdir().unwrap();
+    let replicas = three(folder.path(), Timings::default()).await;
+    let leader = &replicas[leader_of(&replicas).await].cluster;
+    for writers in [1, 16, 64] {
+        let (each, began) = (1_280 / writers, std::time::Instant::now());
+        let tasks = (0..writers).map(|writer| {
+            let cluster = leader.clone();
+            tokio::spawn(async move {
+                for turn in 0..each {
+                    write(&cluster, &format!("m{writer}-{turn}")).await;
+                }
+            })
+        });
+        futures::future::join_all(tasks.collect::<Vec<_>>()).await;
+        let rate = f64::from(each * writers) / began.elapsed().as_secs_f64();
+        println!("{writers} writers: {rate:.0} writes/s");
+    }
+    let began = std::time::Instant::now();
+    for _ in 0..200 {
+        leader.barrier().await.unwrap();
+    }
+    println!("barrier: {:?} each", began.elapsed() / 200);
 }

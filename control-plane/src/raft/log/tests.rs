@@ -108,24 +108,29 @@ async fn a_log_that_is_longer_than_memory_keeps_is_read_whole_and_again_after_a_
     }
 }
 
-#[tokio::test]
-async fn entries_written_before_a_truncation_do_not_count_for_those_after_it() {
-    let disk = MemoryDisk::default();
-    let mut log = LogStore::open(Arc::new(disk.clone())).unwrap();
-    for term in 1..50 {
-        let last = (term > 1).then(|| id(1, 0));
-        log.truncate_after(last).await.unwrap();
-        let from = u64::from(term > 1);
-        // Not waited for: the next truncation overtakes the writer.
-        let entries = (from..5_000).map(|index| entry(if index == 0 { 1 } else { term }, index));
-        log.append(entries, IOFlushed::noop()).await.unwrap();
-        let read = log.try_get_log_entries(1..5_000).await.unwrap();
-        assert_eq!(read.len(), 4_999);
-        assert!(
-            read.iter().all(|entry| entry.log_id.leader_id.term == term),
-            "term {term}"
-        );
+#[test]
+fn a_sync_from_before_a_truncation_does_not_count_for_the_entries_after_it() {
+    const ENTRIES: u64 = 10_000; // more than memory keeps of what is on the disk
+    let mut view = View::default();
+    for index in 0..ENTRIES {
+        view.push(entry(1, index), 100).unwrap();
     }
+    let before = view.epoch;
+    view.truncate(Some(id(1, 0)));
+    for index in 1..ENTRIES {
+        view.push(entry(2, index), 100).unwrap();
+    }
+    view.set_synced(ENTRIES, before);
+    let (on_disk, in_memory) = view.range(0, ENTRIES);
+    assert!(
+        on_disk.is_empty(),
+        "nothing of term 2 is on the disk: {on_disk:?}"
+    );
+    assert_eq!(in_memory.len() as u64, ENTRIES);
+    view.set_synced(ENTRIES, view.epoch);
+    let (on_disk, in_memory) = view.range(0, ENTRIES);
+    assert_eq!(on_disk.end + in_memory.len() as u64, ENTRIES);
+    assert!(!on_disk.is_empty());
 }
 
 #[tokio::test]
