@@ -1,0 +1,124 @@
+//! Spool → real Kafka → ledger: the sums are those of the requests, with the broker killed in between.
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tollway_control::ledger::consume::SpendLog;
+use tollway_control::ledger::{self, SourceKind};
+use tollway_control::state::{State, apply};
+use tollway_data::usage::{self, SinkKind};
+use tollway_proto::command::{Command, Entry, Outcome, RecordSpend};
+use tollway_proto::usage::UsageEvent;
+use tollway_shared::cost;
+use tollway_shared::ids::{OrganizationId, RequestId};
+use tollway_shared::time::UnixMillis;
+use tollway_tests::kafka::KafkaCluster;
+
+/// Requests before, during and after the broker's absence.
+const REQUESTS: [std::ops::Range<u64>; 3] = [0..300, 300..900, 900..1000];
+/// How long the last event may take: a broker that comes back replays its log first.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// How long the nodes may take to hand over what is left when they stop.
+const DRAIN: Duration = Duration::from_secs(60);
+
+/// A replicated log of one replica, in memory.
+#[derive(Clone)]
+struct Log(watch::Sender<Arc<State>>);
+
+impl SpendLog for Log {
+    fn is_leader(&self) -> bool {
+        true
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.0.borrow().clone()
+    }
+
+    async fn propose(&self, spend: RecordSpend) -> Result<Outcome, String> {
+        let mut state = State::clone(&self.state());
+        let entry = Entry {
+            at: UnixMillis(0),
+            actor: "system".into(),
+            idempotency: None,
+            if_revision: None,
+            command: Command::RecordSpend(spend),
+        };
+        let index = state.applied + 1;
+        let applied = apply(&mut state, index, &entry);
+        self.0.send_replace(Arc::new(state));
+        Ok(applied.outcome)
+    }
+}
+
+fn event(n: u64) -> UsageEvent {
+    let example = include_str!("../../proto/examples/usage-event.v1.json");
+    let mut event: UsageEvent = serde_json::from_str(example).unwrap();
+    event.request_id = RequestId::trusted(format!("gen-{n}"));
+    event.tenant.organization = OrganizationId::trusted(format!("org-{}", n % 7));
+    event.tokens.input = n;
+    event.charge = cost::charge(&event.tokens, &event.prices).unwrap();
+    event
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
+    let kafka = tokio::task::spawn_blocking(|| KafkaCluster::start(1))
+        .await
+        .unwrap()
+        .unwrap();
+    let log = Log(watch::Sender::new(Arc::new(State::default())));
+    let source = ledger::open(&ledger::Settings {
+        source: SourceKind::Kafka,
+        brokers: kafka.bootstrap(),
+        replication: 1,
+        ..ledger::Settings::default()
+    });
+    let stop = CancellationToken::new();
+    let counting = tokio::spawn(ledger::run(source.unwrap(), log.clone(), stop.clone()));
+
+    let spool = tempfile::tempdir().unwrap();
+    let settings = usage::Settings {
+        sink: SinkKind::Kafka,
+        brokers: kafka.bootstrap(),
+        ..usage::Settings::default()
+    };
+    let pipeline = usage::start(&settings, spool.path(), 2).unwrap();
+    let send = |range: std::ops::Range<u64>| {
+        for n in range {
+            let writer = pipeline.writer(usize::try_from(n).unwrap());
+            writer.intent(&event(n)).unwrap();
+            writer.outcome(event(n));
+        }
+    };
+    let [before, during, after] = REQUESTS;
+    let requests = |state: &Arc<State>| state.usage.values().map(|sums| sums.requests).sum::<u64>();
+    let counted = |wanted: u64| {
+        let mut states = log.0.subscribe();
+        async move {
+            let reached =
+                tokio::time::timeout(PATIENCE, states.wait_for(|state| requests(state) >= wanted)).await;
+            reached.expect("counted in time").unwrap().clone()
+        }
+    };
+    send(before.clone());
+    counted(before.end).await;
+    tokio::task::block_in_place(|| kafka.kill_broker(1)).unwrap();
+    send(during);
+    tokio::task::block_in_place(|| kafka.restart_broker(1)).unwrap();
+    send(after.clone());
+    let state = counted(after.end).await;
+
+    let cost: i64 = state.usage.values().map(|sums| sums.cost.0).sum();
+    let naive: i64 = (0..after.end).map(|n| event(n).charge.total.0).sum();
+    assert_eq!((requests(&state), cost), (after.end, naive));
+    assert!(
+        tokio::task::block_in_place(|| pipeline.stop(DRAIN)),
+        "everything is delivered"
+    );
+    assert_eq!(requests(&log.state()), after.end, "and nothing twice");
+    stop.cancel();
+    counting.await.unwrap();
+}
