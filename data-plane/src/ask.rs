@@ -270,14 +270,14 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     /// Notes a key. False when it was there.
-    fn first(&mut self, key: &Cow<'a, str>) -> bool {
+    fn first(&mut self, key: Cow<'a, str>) -> bool {
         if !self.many.is_empty() {
-            return self.many.insert(key.clone());
+            return self.many.insert(key);
         }
-        if self.few.contains(key) {
+        if self.few.contains(&key) {
             return false;
         }
-        self.few.push(key.clone());
+        self.few.push(key);
         if self.few.len() > LINEAR_KEYS_MAX {
             self.many.extend(self.few.drain(..));
         }
@@ -315,7 +315,7 @@ impl<'de> Visitor<'de> for HeadVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head<'de>, A::Error> {
         let (mut head, mut seen) = (Head::default(), Seen::default());
         while let Some(Key(key)) = map.next_key()? {
-            if !seen.first(&key) {
+            if !seen.first(key.clone()) {
                 return Err(A::Error::custom(format_args!("{DUPLICATE}{key}")));
             }
             match &*key {
@@ -401,7 +401,7 @@ impl<'de> Visitor<'de> for Message {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Measure, A::Error> {
         let (mut seen, mut role, mut measure) = (Seen::default(), false, Measure::default());
         while let Some(Key(key)) = map.next_key()? {
-            if !seen.first(&key) {
+            if !seen.first(key.clone()) {
                 return Err(A::Error::custom(format_args!(
                     "{DUPLICATE}messages[{}].{key}",
                     self.0

@@ -15,7 +15,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::Live;
+use crate::catalog::{self, Dial, Live, NodeSecrets};
 use crate::config::Config;
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
@@ -69,8 +69,57 @@ pub struct Running {
     usage: Option<Arc<Usage>>,
 }
 
+/// What a node was given when it joined its cluster.
+pub struct Joined {
+    /// Who it is.
+    pub names: Names,
+    /// What it reads snapshots with.
+    pub secrets: NodeSecrets,
+    /// Control peers, `host:port`; used when the configuration names none.
+    pub peers: Vec<String>,
+    /// How it connects to them.
+    pub dial: Dial,
+}
+
+/// Starts a node that follows its control plane. Must be called inside a tokio runtime.
+pub async fn start(config: &Config, joined: Joined) -> Result<Running, StartFault> {
+    let live = Live::new(joined.secrets);
+    let cancel = CancellationToken::new();
+    let names = joined.names;
+    let configured = &config.control.peers;
+    let subscription = catalog::Config {
+        cluster: names.cluster.clone(),
+        node: names.node.clone(),
+        region: names.region.clone(),
+        peers: if configured.is_empty() {
+            joined.peers
+        } else {
+            configured.clone()
+        },
+        data_dir: config.data_dir.clone(),
+        dial: joined.dial,
+        caps: catalog::intake::Caps::default(),
+    };
+    // A thread of its own: decoding a large snapshot never takes a serving core. It serves from disk first.
+    catalog::subscribe::spawn(live.clone(), subscription, cancel.clone()).map_err(StartFault::Thread)?;
+    let started = serve_until(config, names, live, cancel.clone()).await;
+    if started.is_err() {
+        cancel.cancel();
+    }
+    started
+}
+
 /// Starts serving what `live` has and will have. Must be called inside a tokio runtime, which serves the ops port.
 pub async fn serve(config: &Config, names: Names, live: Live) -> Result<Running, StartFault> {
+    serve_until(config, names, live, CancellationToken::new()).await
+}
+
+async fn serve_until(
+    config: &Config,
+    names: Names,
+    live: Live,
+    cancel: CancellationToken,
+) -> Result<Running, StartFault> {
     config.check()?;
     let recorder = crate::metrics::install();
     let threads = config.threads();
@@ -105,7 +154,6 @@ pub async fn serve(config: &Config, names: Names, live: Live) -> Result<Running,
         };
         cores.push(core.start(number, listener).map_err(StartFault::Thread)?);
     }
-    let cancel = CancellationToken::new();
     let listen_fault = |source| StartFault::Listen {
         field: "ops.listen",
         address: config.ops.listen,

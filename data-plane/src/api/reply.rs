@@ -48,7 +48,7 @@ impl Body for ReplyBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
-            Self::Whole(whole) => whole.len() == 0,
+            Self::Whole(whole) => whole.bytes_left() == 0,
             Self::Stream(_) => false,
         }
     }
@@ -56,7 +56,7 @@ impl Body for ReplyBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Whole(whole) => SizeHint::with_exact(whole.len()),
+            Self::Whole(whole) => SizeHint::with_exact(whole.bytes_left()),
             Self::Stream(_) => SizeHint::default(),
         }
     }

@@ -65,8 +65,14 @@ impl Parser {
     /// The next whole event among the bytes so far.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, SseFault> {
         while let Some(end) = self.block_end()? {
-            let raw = self.window.split_to(end);
+            let mut raw = self.window.split_to(end);
             (self.line, self.scanned) = (0, 0);
+            if self.after_cr && raw.ends_with(b"\r\n\r") {
+                // The event goes on now, its last LF comes with the next read and is dropped there: some clients look for CRLF CRLF.
+                let mut whole = BytesMut::from(&raw[..]);
+                whole.extend_from_slice(b"\n");
+                raw = whole.freeze();
+            }
             if let Some(frame) = self.frame(raw) {
                 return Ok(Some(frame));
             }

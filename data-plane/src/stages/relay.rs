@@ -64,7 +64,7 @@ pub struct Whole {
 
 impl Whole {
     /// Bytes left to hand over.
-    pub fn len(&self) -> u64 {
+    pub fn bytes_left(&self) -> u64 {
         self.body.as_ref().map_or(0, |body| body.len() as u64)
     }
 

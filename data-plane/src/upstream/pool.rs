@@ -61,9 +61,12 @@ struct Pool {
     settings: Settings,
     tls: Arc<ClientConfig>,
     idle: RefCell<HashMap<Place, Vec<Idle>>>,
-    origins: RefCell<HashMap<Arc<str>, (String, Rc<Origin>)>>,
+    origins: RefCell<HashMap<Arc<str>, Known>>,
     opened: Cell<u64>,
 }
+
+/// A base URL and its parts.
+type Known = (String, Rc<Origin>);
 
 /// What a kept connection may be used for again: the permission is part of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -60,15 +60,18 @@ struct Block<'a> {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Delta<'a> {
-    TextDelta {
+    #[serde(rename = "text_delta")]
+    Text {
         #[serde(borrow)]
         text: Cow<'a, str>,
     },
-    ThinkingDelta {
+    #[serde(rename = "thinking_delta")]
+    Thinking {
         #[serde(borrow)]
         thinking: Cow<'a, str>,
     },
-    InputJsonDelta {
+    #[serde(rename = "input_json_delta")]
+    InputJson {
         #[serde(borrow)]
         partial_json: Cow<'a, str>,
     },
@@ -239,14 +242,14 @@ impl Stream {
 
     fn content(&self, delta: &Delta<'_>, tally: &mut Tally) -> Emit {
         match delta {
-            Delta::TextDelta { text } => {
+            Delta::Text { text } => {
                 tally.text_bytes += text.len() as u64;
                 self.delta(DeltaOut {
                     content: Some(text),
                     ..DeltaOut::default()
                 })
             }
-            Delta::ThinkingDelta { thinking } => {
+            Delta::Thinking { thinking } => {
                 tally.text_bytes += thinking.len() as u64;
                 self.delta(DeltaOut {
                     reasoning: Some(thinking),
@@ -254,7 +257,7 @@ impl Stream {
                 })
             }
             // Only client tools have a call open; a server tool's arguments come before any of them.
-            Delta::InputJsonDelta { partial_json } if self.calls > 0 => {
+            Delta::InputJson { partial_json } if self.calls > 0 => {
                 tally.text_bytes += partial_json.len() as u64;
                 self.call(CallOut {
                     index: self.calls - 1,
@@ -266,7 +269,7 @@ impl Stream {
                     },
                 })
             }
-            Delta::InputJsonDelta { .. } | Delta::Other => Emit::Skip,
+            Delta::InputJson { .. } | Delta::Other => Emit::Skip,
         }
     }
 
