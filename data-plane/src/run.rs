@@ -187,6 +187,15 @@ async fn start_usage(settings: &usage::Settings, spool: &Path, writers: usize) -
     Ok(started.map_err(|fault| StartFault::Thread(io::Error::other(fault)))??)
 }
 
+/// Waits until the process is told to end: SIGTERM, or Ctrl-C.
+pub async fn told_to_end() -> io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+    }
+}
+
 impl Running {
     /// The orderly end. Returns whether the usage log has everything; what it has not stays in the spool.
     pub async fn stop(mut self) -> bool {
