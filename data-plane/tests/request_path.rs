@@ -1,5 +1,7 @@
 //! The whole data plane in one process, against the scripted provider: what callers see, and exactly one event per request.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -3,6 +3,8 @@
 //! A case is a folder `<dialect>-<what>`: `provider.sse` as received; `caller.sse` for a caller who asked for usage; `tally.txt`, what is
 //! metered. `UPDATE_GOLDEN=1` rewrites the last two.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
