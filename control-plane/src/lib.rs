@@ -2,14 +2,22 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`identity`] | the certificate authority, mutual TLS, renewal |
-//! | [`ledger`] | usage events → sums in the state |
-//! | [`publish`] | push: what each region sees, and each node's stream |
-//! | [`raft`] | consensus: one log on a majority of replicas, one state on each |
 //! | [`state`] | pure: the replicated state and the only function that changes it |
+//! | [`raft`] | consensus: one log on a majority of replicas, one state on each |
+//! | [`admin`] | the admin API over HTTP |
+//! | [`identity`] | the certificate authority, mutual TLS, renewal |
+//! | [`publish`] | push: what each region sees, and each node's stream |
+//! | [`ledger`] | usage events → sums in the state |
+//! | [`config`], [`run`] | settings; start and stop |
+//! | [`clock`], [`metrics`] | the one reader of wall time; metric names |
 
+pub mod admin;
+pub mod clock;
+pub mod config;
 pub mod identity;
 pub mod ledger;
+pub mod metrics;
 pub mod publish;
 pub mod raft;
+pub mod run;
 pub mod state;

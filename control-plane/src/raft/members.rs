@@ -114,6 +114,32 @@ impl Cluster {
         self.change(MembersAsk::Remove { id: id.0 }).await
     }
 
+    /// Asks to be a voter: whoever leads, or else the members that were known when this replica joined. May be repeated.
+    pub async fn enter(&self, seeds: &[(ReplicaId, String)], member: Member) -> Result<(), MembersFault> {
+        let id = self.0.id.0;
+        if self.known_leader().is_some() {
+            return self.add_replica(ReplicaId(id), member).await;
+        }
+        let mut fault = MembersFault::NoLeader;
+        for (seed, address) in seeds.iter().filter(|(seed, _)| seed.0 != id) {
+            let ask = MembersAsk::Add {
+                id,
+                member: member.clone(),
+            };
+            let call = self
+                .0
+                .transport
+                .call(*seed, address, Call(Ask::Members(ask)), CHANGE_WITHIN);
+            match call.await {
+                Ok(Reply(Answer::Members(Ok(())))) => return Ok(()),
+                Ok(Reply(Answer::Members(Err(refused)))) => fault = refused,
+                Ok(_) => fault = MembersFault::Timeout,
+                Err(cause) => tracing::debug!(%seed, error = %cause, "a member could not be asked"),
+            }
+        }
+        Err(fault)
+    }
+
     async fn change(&self, ask: MembersAsk) -> Result<(), MembersFault> {
         let deadline = Instant::now() + CHANGE_WITHIN;
         let leader = loop {

@@ -170,6 +170,8 @@ pub struct Node {
     pub region: text::Region,
     /// When it joined.
     pub joined_at: text::Instant,
+    /// The revision it runs on, when it is connected.
+    pub revision: Option<u64>,
     /// Its connection, when it has one to any replica that answered.
     pub connection: Option<NodeConnection>,
 }
@@ -229,15 +231,15 @@ pub struct Replica {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Cluster {
     /// Its id.
-    pub cluster: Option<text::ClusterId>,
+    pub cluster: text::ClusterId,
     /// The replica that answered.
     pub replica: u64,
     /// The leader, when one is known.
     pub leader: Option<u64>,
     /// The term.
     pub term: u64,
-    /// The last log index of the replica that answered.
-    pub last_log: Option<u64>,
+    /// The last log index of the replica that answered; 0 when there is none.
+    pub last_log: u64,
     /// The last log index it has applied.
     pub applied: u64,
     /// The log index of the last change that nodes can see.

@@ -1,0 +1,382 @@
+//! Providers, credentials, models, endpoints, prices, notices.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State as Shared};
+use imbl::OrdMap;
+use serde::{Deserialize, Serialize};
+use tollway_proto::admin::catalog::{
+    Credential, CredentialPut, Endpoint, EndpointPut, Model, ModelPut, Notice, NoticePut, Price, PriceCreate,
+    Provider, ProviderPut,
+};
+use tollway_proto::admin::problem::ProblemCode;
+use tollway_proto::admin::{Page, Removed};
+use tollway_proto::command::Command;
+use tollway_shared::catalog as stored;
+use tollway_shared::ids::{CredentialId, EndpointId, ModelId, NoticeId, PriceId, ProviderId};
+use tollway_shared::notice;
+use tollway_shared::seal;
+use tollway_shared::time::UnixMillis;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::exchange::{Answer, Read, Write, path_id};
+use super::fault::Fault;
+use super::noun::{self, Filter, Noun, noun_routes};
+use super::{Api, Nothing};
+use crate::clock;
+use crate::state::{Kept, State};
+
+/// Most bytes of a provider's secret.
+const SECRET_BYTES_MAX: usize = 16 << 10;
+
+struct Providers;
+
+impl Noun for Providers {
+    type Id = ProviderId;
+    type Stored = stored::Provider;
+    type Put = ProviderPut;
+    type View = Provider;
+    const NAME: &'static str = "provider";
+    const FILTERS: &'static [Filter<Self::Stored>] = &[];
+
+    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
+        &state.providers
+    }
+
+    fn stored(put: ProviderPut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
+        put.into_stored(id)
+    }
+
+    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Provider {
+        Provider::of(&kept.value, kept.revision)
+    }
+
+    fn put(stored: Self::Stored) -> Command {
+        Command::PutProvider(stored)
+    }
+
+    fn remove(id: Self::Id) -> Command {
+        Command::RemoveProvider(id)
+    }
+}
+
+noun_routes!(Providers in providers, tag "providers", one "/providers/{id}", list "/providers", roles ["owner", "admin"],
+    put ProviderPut, view Provider, filters []);
+
+struct Models;
+
+impl Noun for Models {
+    type Id = ModelId;
+    type Stored = stored::Model;
+    type Put = ModelPut;
+    type View = Model;
+    const NAME: &'static str = "model";
+    const FILTERS: &'static [Filter<Self::Stored>] = &[];
+
+    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
+        &state.models
+    }
+
+    /// A replaced model keeps its birthday.
+    fn stored(put: ModelPut, id: Self::Id, state: &State, now: UnixMillis) -> Self::Stored {
+        let born = state.models.get(&id).map_or(now, |kept| kept.value.created_at);
+        put.into_stored(id, born)
+    }
+
+    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Model {
+        Model::of(&kept.value, kept.revision)
+    }
+
+    fn put(stored: Self::Stored) -> Command {
+        Command::PutModel(stored)
+    }
+
+    fn remove(id: Self::Id) -> Command {
+        Command::RemoveModel(id)
+    }
+}
+
+noun_routes!(Models in models, tag "models", one "/models/{*id}", list "/models", roles ["owner", "admin"],
+    put ModelPut, view Model, filters []);
+
+struct Endpoints;
+
+impl Noun for Endpoints {
+    type Id = EndpointId;
+    type Stored = stored::Endpoint;
+    type Put = EndpointPut;
+    type View = Endpoint;
+    const NAME: &'static str = "endpoint";
+    const FILTERS: &'static [Filter<Self::Stored>] = &[
+        ("model", |endpoint, value| endpoint.model.as_str() == value),
+        ("provider", |endpoint, value| endpoint.provider.as_str() == value),
+    ];
+
+    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
+        &state.endpoints
+    }
+
+    fn stored(put: EndpointPut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
+        put.into_stored(id)
+    }
+
+    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Endpoint {
+        Endpoint::of(&kept.value, kept.revision)
+    }
+
+    fn put(stored: Self::Stored) -> Command {
+        Command::PutEndpoint(stored)
+    }
+
+    fn remove(id: Self::Id) -> Command {
+        Command::RemoveEndpoint(id)
+    }
+}
+
+noun_routes!(Endpoints in endpoints, tag "endpoints", one "/endpoints/{*id}", list "/endpoints", roles ["owner", "admin"],
+    put EndpointPut, view Endpoint, filters ["model", "provider"]);
+
+struct Notices;
+
+impl Noun for Notices {
+    type Id = NoticeId;
+    type Stored = notice::Notice;
+    type Put = NoticePut;
+    type View = Notice;
+    const NAME: &'static str = "notice";
+    const FILTERS: &'static [Filter<Self::Stored>] =
+        &[("model", |notice, value| notice.model.as_str() == value)];
+
+    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
+        &state.notices
+    }
+
+    fn stored(put: NoticePut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
+        put.into_stored(id)
+    }
+
+    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Notice {
+        Notice::of(&kept.value, kept.revision)
+    }
+
+    fn put(stored: Self::Stored) -> Command {
+        Command::PutNotice(stored)
+    }
+
+    fn remove(id: Self::Id) -> Command {
+        Command::RemoveNotice(id)
+    }
+}
+
+noun_routes!(Notices in notices, tag "notices", one "/notices/{id}", list "/notices", roles ["owner", "admin"],
+    put NoticePut, view Notice, filters ["model"]);
+
+/// Lists a provider's credentials, without their secrets.
+#[utoipa::path(get, path = "/providers/{provider}/credentials", tag = "credentials", params(("provider" = String, Path)),
+    responses((status = 200, body = Page<Credential>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn list_credentials(
+    Shared(api): Shared<Arc<Api>>,
+    Path(provider): Path<String>,
+    mut read: Read,
+) -> Result<Answer<Page<Credential>>, Fault> {
+    let provider: ProviderId = path_id("provider", &provider)?;
+    let window = read.params.take_window()?;
+    let seen = read.seen(&api).await?;
+    if !seen.state.providers.contains_key(&provider) {
+        return Err(Fault::not_found("provider", &provider));
+    }
+    let (data, next) = noun::page(
+        &seen.state.credentials,
+        &window,
+        |kept| kept.value.provider == provider,
+        |_, kept| Credential::of(&kept.value, kept.revision),
+    )?;
+    let revision = seen.state.revision.0;
+    Ok(seen.answer(Page { data, next, revision }))
+}
+
+/// Reads one credential, without its secret.
+#[utoipa::path(get, path = "/providers/{provider}/credentials/{id}", tag = "credentials",
+    params(("provider" = String, Path), ("id" = String, Path)),
+    responses((status = 200, body = Credential)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn get_credential(
+    Shared(api): Shared<Arc<Api>>,
+    Path((provider, id)): Path<(String, String)>,
+    read: Read,
+) -> Result<Answer<Credential>, Fault> {
+    let (provider, id) = credential_path(&provider, &id)?;
+    let seen = read.seen(&api).await?;
+    let kept = credential(&seen.state, &provider, &id).ok_or_else(|| Fault::not_found("credential", &id))?;
+    Ok(seen.answer(Credential::of(&kept.value, kept.revision)))
+}
+
+/// Stores a provider's secret, sealed. It is never answered.
+#[utoipa::path(put, path = "/providers/{provider}/credentials/{id}", tag = "credentials",
+    params(("provider" = String, Path), ("id" = String, Path)), request_body = CredentialPut,
+    responses((status = 200, body = Credential)), security(("admin_key" = ["owner", "admin"])))]
+async fn put_credential(
+    Shared(api): Shared<Arc<Api>>,
+    Path((provider, id)): Path<(String, String)>,
+    mut write: Write<CredentialPut>,
+) -> Result<Answer<Credential>, Fault> {
+    let (provider, id) = credential_path(&provider, &id)?;
+    let secret = write.body.secret.clone();
+    if secret.expose().is_empty() || secret.expose().len() > SECRET_BYTES_MAX {
+        let detail = format!("`secret` must have 1 to {SECRET_BYTES_MAX} bytes");
+        return Err(Fault::at(ProblemCode::Invalid, "secret", detail));
+    }
+    if secret.expose().bytes().any(|byte| !(0x20..0x7f).contains(&byte)) {
+        let detail = "`secret` must be printable ASCII: it travels in a header";
+        return Err(Fault::at(ProblemCode::Invalid, "secret", detail));
+    }
+    // The seal binds the version, so the newest one must be known; two writers racing for one get a conflict.
+    api.cluster.barrier().await?;
+    let version = api
+        .cluster
+        .state()
+        .credentials
+        .get(&id)
+        .map_or(1, |kept| kept.value.version + 1);
+    let aad = stored::credential_aad(&provider, &id, version);
+    let sealed = seal::seal(&api.root, &aad, secret.expose().as_bytes());
+    let record = write
+        .body
+        .into_stored(id.clone(), provider.clone(), version, sealed, clock::now());
+    let mut view = Credential::of(&record, tollway_shared::ids::Revision(0));
+    api.remember(&mut write.head, &view);
+    let (actor, key) = write.head.names();
+    let receipt = api.write(write.head, Command::PutCredential(record)).await?;
+    if let Some(first) = api.recall::<Credential>(&actor, key.as_deref(), &receipt)? {
+        view = first;
+    }
+    view.revision = receipt.revision.0;
+    Ok(Answer::of(receipt.revision, view))
+}
+
+/// Removes a credential.
+#[utoipa::path(delete, path = "/providers/{provider}/credentials/{id}", tag = "credentials",
+    params(("provider" = String, Path), ("id" = String, Path)),
+    responses((status = 200, body = Removed)), security(("admin_key" = ["owner", "admin"])))]
+async fn delete_credential(
+    Shared(api): Shared<Arc<Api>>,
+    Path((provider, id)): Path<(String, String)>,
+    write: Write<Nothing>,
+) -> Result<Answer<Removed>, Fault> {
+    let (provider, id) = credential_path(&provider, &id)?;
+    // A credential of another provider must not go by a slip in the path; whether this one exists is the state's to say.
+    let state = api.cluster.state();
+    if let Some(kept) = state.credentials.get(&id)
+        && kept.value.provider != provider
+    {
+        return Err(Fault::not_found("credential", &id));
+    }
+    noun::removed(&api, write.head, id.to_string(), Command::RemoveCredential(id)).await
+}
+
+fn credential_path(provider: &str, id: &str) -> Result<(ProviderId, CredentialId), Fault> {
+    Ok((path_id("provider", provider)?, path_id("id", id)?))
+}
+
+fn credential<'a>(
+    state: &'a State,
+    provider: &ProviderId,
+    id: &CredentialId,
+) -> Option<&'a Kept<stored::Credential>> {
+    state
+        .credentials
+        .get(id)
+        .filter(|kept| kept.value.provider == *provider)
+}
+
+/// What a retry of a new price cannot read back.
+#[derive(Serialize, Deserialize)]
+struct MadePrice {
+    id: String,
+}
+
+/// Lists price versions.
+#[utoipa::path(get, path = "/prices", tag = "prices", params(("endpoint" = Option<String>, Query)),
+    responses((status = 200, body = Page<Price>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn list_prices(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Page<Price>>, Fault> {
+    let window = read.params.take_window()?;
+    let endpoint = read.params.take_text::<EndpointId>("endpoint")?;
+    let seen = read.seen(&api).await?;
+    let (data, next) = noun::page(
+        &seen.state.prices,
+        &window,
+        |kept| {
+            endpoint
+                .as_ref()
+                .is_none_or(|wanted| kept.value.endpoint == *wanted)
+        },
+        |_, kept| Price::of(&kept.value, kept.revision),
+    )?;
+    let revision = seen.state.revision.0;
+    Ok(seen.answer(Page { data, next, revision }))
+}
+
+/// Adds a price version. In force at once, or from `effective_from`.
+#[utoipa::path(post, path = "/prices", tag = "prices", request_body = PriceCreate,
+    responses((status = 201, body = Price)), security(("admin_key" = ["owner", "admin"])))]
+async fn add_price(
+    Shared(api): Shared<Arc<Api>>,
+    mut write: Write<PriceCreate>,
+) -> Result<Answer<Price>, Fault> {
+    let mut id = PriceId::trusted(super::minted("price"));
+    let mut stored = write.body.into_stored(id.clone());
+    api.remember(&mut write.head, &MadePrice { id: id.to_string() });
+    let (actor, key) = write.head.names();
+    let receipt = api.write(write.head, Command::AddPrice(stored.clone())).await?;
+    if let Some(first) = api.recall::<MadePrice>(&actor, key.as_deref(), &receipt)? {
+        id = PriceId::trusted(first.id);
+        stored.id = id.clone();
+    }
+    // The state fills in when a price without a date starts to apply.
+    let state = api.after(&receipt).await;
+    let stored = state.prices.get(&id).map_or(stored, |kept| kept.value.clone());
+    Ok(Answer::of(receipt.revision, Price::of(&stored, receipt.revision)).created())
+}
+
+/// Reads one price version.
+#[utoipa::path(get, path = "/prices/{*id}", tag = "prices", params(("id" = String, Path)),
+    responses((status = 200, body = Price)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn get_price(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    read: Read,
+) -> Result<Answer<Price>, Fault> {
+    let id: PriceId = path_id("id", &id)?;
+    let seen = read.seen(&api).await?;
+    let kept = seen
+        .state
+        .prices
+        .get(&id)
+        .ok_or_else(|| Fault::not_found("price", &id))?;
+    Ok(seen.answer(Price::of(&kept.value, kept.revision)))
+}
+
+/// Takes back a price version that is not yet in force.
+#[utoipa::path(delete, path = "/prices/{*id}", tag = "prices", params(("id" = String, Path)),
+    responses((status = 200, body = Removed)), security(("admin_key" = ["owner", "admin"])))]
+async fn delete_price(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    write: Write<Nothing>,
+) -> Result<Answer<Removed>, Fault> {
+    let id: PriceId = path_id("id", &id)?;
+    noun::removed(&api, write.head, id.to_string(), Command::RemovePrice(id)).await
+}
+
+/// The routes of the catalog.
+pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .merge(providers::routes())
+        .routes(routes!(list_credentials))
+        .routes(routes!(get_credential, put_credential, delete_credential))
+        .merge(models::routes())
+        .merge(endpoints::routes())
+        .routes(routes!(list_prices, add_price))
+        .routes(routes!(get_price, delete_price))
+        .merge(notices::routes())
+}

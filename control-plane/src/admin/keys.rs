@@ -1,0 +1,193 @@
+//! API keys: made, rotated, revoked. A key's text is in one answer and nowhere else.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State as Shared};
+use serde::{Deserialize, Serialize};
+use tollway_proto::admin::Page;
+use tollway_proto::admin::tenant::{Key, KeyCreate, KeyCreated, KeyMark, KeyRotate};
+use tollway_proto::admin::text::SecretText;
+use tollway_proto::command::{Command, Receipt};
+use tollway_shared::ids::{ApiKeyId, ProjectId};
+use tollway_shared::key_text::{self, KeyKind};
+use tollway_shared::seal;
+use tollway_shared::tenant::ApiKey;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::PEPPER_VERSION;
+use super::exchange::{Answer, Read, Write, path_id};
+use super::fault::Fault;
+use super::{Api, Nothing, noun};
+use crate::clock;
+
+/// What a retry cannot read back from the state.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    id: String,
+    key: String,
+}
+
+/// Lists API keys, without their text.
+#[utoipa::path(get, path = "/keys", tag = "keys", params(("project" = Option<String>, Query)),
+    responses((status = 200, body = Page<Key>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn list_keys(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Page<Key>>, Fault> {
+    let window = read.params.take_window()?;
+    let project = read.params.take_text::<ProjectId>("project")?;
+    let seen = read.seen(&api).await?;
+    let (data, next) = noun::page(
+        &seen.state.keys,
+        &window,
+        |kept| {
+            project
+                .as_ref()
+                .is_none_or(|wanted| kept.value.project == *wanted)
+        },
+        |_, kept| Key::of(&kept.value, kept.revision),
+    )?;
+    let revision = seen.state.revision.0;
+    Ok(seen.answer(Page { data, next, revision }))
+}
+
+/// Reads one API key, without its text.
+#[utoipa::path(get, path = "/keys/{id}", tag = "keys", params(("id" = String, Path)),
+    responses((status = 200, body = Key)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
+async fn get_key(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    read: Read,
+) -> Result<Answer<Key>, Fault> {
+    let id: ApiKeyId = path_id("id", &id)?;
+    let seen = read.seen(&api).await?;
+    let kept = seen
+        .state
+        .keys
+        .get(&id)
+        .ok_or_else(|| Fault::not_found("API key", &id))?;
+    Ok(seen.answer(Key::of(&kept.value, kept.revision)))
+}
+
+/// Makes an API key. The answer is the only time it is shown; a retry with the same `Idempotency-Key` gets the same one.
+#[utoipa::path(post, path = "/keys", tag = "keys", request_body = KeyCreate,
+    responses((status = 201, body = KeyCreated)), security(("admin_key" = ["owner", "admin"])))]
+async fn create_key(
+    Shared(api): Shared<Arc<Api>>,
+    mut write: Write<KeyCreate>,
+) -> Result<Answer<KeyCreated>, Fault> {
+    let id = write
+        .body
+        .id
+        .clone()
+        .map_or_else(|| ApiKeyId::trusted(super::minted("key")), |id| id.0);
+    let (text, mark) = api.mint_key();
+    let stored = write.body.into_stored(id.clone(), mark, clock::now());
+    let made = Made {
+        id: id.to_string(),
+        key: text,
+    };
+    api.remember(&mut write.head, &made);
+    let (actor, key) = write.head.names();
+    let receipt = api.write(write.head, Command::CreateKey(stored.clone())).await?;
+    let made = api.recall(&actor, key.as_deref(), &receipt)?.unwrap_or(made);
+    Ok(api.shown(made, stored, &receipt).await)
+}
+
+/// Replaces an API key: the new one takes over its project and models, the old one ends after a grace period.
+#[utoipa::path(post, path = "/keys/{id}/rotate", tag = "keys", params(("id" = String, Path)), request_body = KeyRotate,
+    responses((status = 201, body = KeyCreated)), security(("admin_key" = ["owner", "admin"])))]
+async fn rotate_key(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    mut write: Write<KeyRotate>,
+) -> Result<Answer<KeyCreated>, Fault> {
+    let old: ApiKeyId = path_id("id", &id)?;
+    // The old key's name goes on; its project and models are the state's to hand over.
+    api.cluster.barrier().await?;
+    let state = api.cluster.state();
+    let kept = state
+        .keys
+        .get(&old)
+        .ok_or_else(|| Fault::not_found("API key", &old))?;
+    let (text, mark) = api.mint_key();
+    let now = clock::now();
+    let stored = ApiKey {
+        id: ApiKeyId::trusted(super::minted("key")),
+        digest: mark.digest,
+        pepper_version: mark.pepper_version,
+        last4: mark.last4,
+        created_at: now,
+        expires_at: write.body.expires_at.map(|at| at.0),
+        revoked_at: None,
+        rotated_from: Some(old.clone()),
+        ..kept.value.clone()
+    };
+    let made = Made {
+        id: stored.id.to_string(),
+        key: text,
+    };
+    api.remember(&mut write.head, &made);
+    let (actor, key) = write.head.names();
+    let command = Command::RotateKey {
+        old,
+        old_expires_at: now.plus_ms(i64::from(write.body.grace_seconds) * 1_000),
+        new: stored.clone(),
+    };
+    let receipt = api.write(write.head, command).await?;
+    let made = api.recall(&actor, key.as_deref(), &receipt)?.unwrap_or(made);
+    Ok(api.shown(made, stored, &receipt).await)
+}
+
+/// Refuses an API key from now on, on every node. Revoking twice is not an error.
+#[utoipa::path(post, path = "/keys/{id}/revoke", tag = "keys", params(("id" = String, Path)), request_body = Nothing,
+    responses((status = 200, body = Key)), security(("admin_key" = ["owner", "admin"])))]
+async fn revoke_key(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    write: Write<Nothing>,
+) -> Result<Answer<Key>, Fault> {
+    let id: ApiKeyId = path_id("id", &id)?;
+    let receipt = api.write(write.head, Command::RevokeKey(id.clone())).await?;
+    let state = api.after(&receipt).await;
+    let kept = state
+        .keys
+        .get(&id)
+        .ok_or_else(|| Fault::not_found("API key", &id))?;
+    Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
+}
+
+impl Api {
+    /// A new inference key: its text and what is stored of it.
+    fn mint_key(&self) -> (String, KeyMark) {
+        let text = key_text::mint(KeyKind::Inference, &super::entropy());
+        let mark = KeyMark {
+            digest: seal::key_digest(&seal::pepper(&self.root, PEPPER_VERSION), text.expose()),
+            pepper_version: PEPPER_VERSION,
+            last4: key_text::last4(text.expose()),
+        };
+        (text.expose().clone(), mark)
+    }
+
+    /// The answer that shows a key, with its record as it is stored. `proposed` stands in when this replica does not see it yet.
+    async fn shown(&self, made: Made, proposed: ApiKey, receipt: &Receipt) -> Answer<KeyCreated> {
+        let id = ApiKeyId::trusted(made.id);
+        let state = self.after(receipt).await;
+        let record = match state.keys.get(&id) {
+            Some(kept) => Key::of(&kept.value, kept.revision),
+            None => Key::of(&proposed, receipt.revision),
+        };
+        let body = KeyCreated {
+            key: SecretText::new(made.key),
+            record,
+        };
+        Answer::of(receipt.revision, body).created()
+    }
+}
+
+/// The routes of API keys.
+pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .routes(routes!(list_keys, create_key))
+        .routes(routes!(get_key))
+        .routes(routes!(rotate_key))
+        .routes(routes!(revoke_key))
+}

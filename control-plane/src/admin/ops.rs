@@ -1,0 +1,49 @@
+//! What machines ask: alive, ready, metrics, the OpenAPI document. No admin key; nothing here tells who a tenant is.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+
+use super::Api;
+use crate::metrics;
+
+async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Ready: part of a made cluster, with a leader in sight, and not stopping.
+async fn readyz(Shared(api): Shared<Arc<Api>>) -> Response {
+    let reason = if api.stopping.is_cancelled() {
+        "stopping"
+    } else if api.cluster.state().cluster.is_none() {
+        "no state yet: this replica has not caught up, or the cluster has not been made"
+    } else if api.cluster.known_leader().is_none() {
+        "no leader in sight"
+    } else {
+        return "ok\n".into_response();
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
+}
+
+async fn scrape(Shared(api): Shared<Arc<Api>>) -> Response {
+    metrics::observe(&api.cluster);
+    let content_type = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (content_type, metrics::render()).into_response()
+}
+
+async fn openapi(Shared(api): Shared<Arc<Api>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.document.clone()).into_response()
+}
+
+/// The routes for machines.
+pub(crate) fn routes() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(scrape))
+        .route("/admin/v1/openapi.json", get(openapi))
+}

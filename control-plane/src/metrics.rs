@@ -1,0 +1,118 @@
+//! Every metric of the control plane: name, unit, labels.
+//!
+//! Labels come from closed sets: methods, route templates, statuses. Tenants and ids never become labels.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use axum::http::{Method, StatusCode};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::raft::Cluster;
+
+/// Answered admin requests, by `method`, `route` (the template) and `status`.
+const ADMIN_REQUESTS: &str = "tollway_admin_requests_total";
+/// Time to answer an admin request, by `route`.
+const ADMIN_SECONDS: &str = "tollway_admin_request_seconds";
+/// 1 on the leader.
+const LEADER: &str = "tollway_raft_leader";
+/// The election term.
+const TERM: &str = "tollway_raft_term";
+/// The last applied log index.
+const APPLIED: &str = "tollway_raft_applied_index";
+/// The last log index.
+const LAST_LOG: &str = "tollway_raft_last_log_index";
+/// Syncs of the log's file.
+const LOG_SYNCS: &str = "tollway_raft_log_syncs_total";
+/// The log index of the last change that nodes can see.
+const REVISION: &str = "tollway_revision";
+/// Upper bounds of the time histogram, in seconds.
+const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
+/// Time between two clean-ups of the recorder.
+pub const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+/// Uses a recorder that this process has installed already (both planes in one process share one).
+pub fn adopt(handle: PrometheusHandle) {
+    if HANDLE.set(handle).is_ok() {
+        describe();
+    }
+}
+
+/// Installs the process's recorder, unless there is one.
+pub fn install() {
+    if HANDLE.get().is_some() {
+        return;
+    }
+    let builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(ADMIN_SECONDS.into()), &SECONDS)
+        .map(PrometheusBuilder::install_recorder);
+    match builder {
+        Ok(Ok(handle)) => adopt(handle),
+        Ok(Err(fault)) => tracing::warn!(%fault, "no metrics: another recorder is installed"),
+        Err(fault) => tracing::warn!(%fault, "no metrics"),
+    }
+}
+
+/// Keeps the recorder small. Call every [`UPKEEP_EVERY`].
+pub fn upkeep() {
+    if let Some(handle) = HANDLE.get() {
+        handle.run_upkeep();
+    }
+}
+
+/// The Prometheus text.
+pub fn render() -> String {
+    HANDLE.get().map(PrometheusHandle::render).unwrap_or_default()
+}
+
+fn describe() {
+    describe_counter!(ADMIN_REQUESTS, Unit::Count, "Answered admin requests");
+    describe_histogram!(ADMIN_SECONDS, Unit::Seconds, "Time to answer an admin request");
+    describe_gauge!(LEADER, Unit::Count, "1 on the leader, 0 elsewhere");
+    describe_gauge!(TERM, Unit::Count, "Election term");
+    describe_gauge!(APPLIED, Unit::Count, "Last applied log index");
+    describe_gauge!(LAST_LOG, Unit::Count, "Last log index");
+    describe_counter!(LOG_SYNCS, Unit::Count, "Syncs of the log's file");
+    describe_gauge!(
+        REVISION,
+        Unit::Count,
+        "Log index of the last change that nodes can see"
+    );
+}
+
+/// Counts an answer.
+pub(crate) fn answered(method: &Method, route: &str, status: StatusCode, took: Duration) {
+    // A caller may invent methods; labels may not.
+    let method = match *method {
+        Method::GET | Method::HEAD => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        _ => "other",
+    };
+    let labels = [
+        ("method", method.to_owned()),
+        ("route", route.to_owned()),
+        ("status", status.as_str().to_owned()),
+    ];
+    counter!(ADMIN_REQUESTS, &labels).increment(1);
+    histogram!(ADMIN_SECONDS, "route" => route.to_owned()).record(took.as_secs_f64());
+}
+
+/// Reads what the replica knows of itself, for a scrape.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floats; indexes stay far below 2^53"
+)]
+pub(crate) fn observe(cluster: &Cluster) {
+    let status = cluster.status();
+    gauge!(LEADER).set(if cluster.is_leader() { 1.0 } else { 0.0 });
+    gauge!(TERM).set(status.term as f64);
+    gauge!(APPLIED).set(status.applied as f64);
+    gauge!(LAST_LOG).set(status.last_log as f64);
+    gauge!(REVISION).set(cluster.state().revision.0 as f64);
+    counter!(LOG_SYNCS).absolute(cluster.log_syncs());
+}

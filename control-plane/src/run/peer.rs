@@ -1,0 +1,60 @@
+//! The peer listener: replicas' messages and nodes' streams, over mutual TLS.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tollway_proto::peer::v1::{RenewReply, RenewRequest};
+use tollway_shared::ids::ClusterId;
+use tonic::{Extensions, Request, Status};
+
+use crate::identity::authority::LEAF_LIFE;
+use crate::identity::{PeerIdentity, accept};
+use crate::publish::{Publisher, fleet};
+use crate::raft::{Cluster, PeerExtras};
+
+/// What the peer port serves besides consensus.
+struct Extras(Publisher);
+
+#[tonic::async_trait]
+impl PeerExtras for Extras {
+    fn authorize(&self, extensions: &Extensions) -> Result<(), Status> {
+        match extensions.get::<PeerIdentity>() {
+            Some(PeerIdentity::Replica(_)) => Ok(()),
+            Some(PeerIdentity::Node { .. }) => Err(Status::permission_denied("only replicas may call this")),
+            None => Err(Status::unauthenticated("the connection has no identity")),
+        }
+    }
+
+    async fn fleet(&self) -> Result<Bytes, Status> {
+        Ok(fleet::encode(self.0.nodes()).into())
+    }
+
+    async fn renew(&self, _: Request<RenewRequest>) -> Result<RenewReply, Status> {
+        Err(Status::unimplemented(
+            "replicas hold the authority's key and renew for themselves",
+        ))
+    }
+}
+
+/// Serves until `stop`.
+pub(super) async fn serve(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    id: ClusterId,
+    cluster: Cluster,
+    publisher: Publisher,
+    stop: CancellationToken,
+) {
+    let incoming = accept::incoming(listener, tls, id, stop.clone());
+    let served = tonic::transport::Server::builder()
+        .add_service(cluster.service(Arc::new(Extras(publisher.clone()))))
+        .add_service(publisher.service(LEAF_LIFE))
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
+        .await;
+    if let Err(fault) = served {
+        tracing::error!(%fault, "the peer port ended");
+    }
+}
