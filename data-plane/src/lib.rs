@@ -19,6 +19,7 @@ pub mod clock;
 pub mod config;
 pub mod dialects;
 pub mod health;
+pub mod identity;
 pub mod logs;
 pub mod metrics;
 pub mod ops;
