@@ -10,6 +10,7 @@
 //! | [`ask`], [`routing`], [`health`], [`dialects`] | PURE: what is asked, who may serve it, wire formats |
 //! | [`upstream`] | the only opener of connections to providers |
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
+//! | [`identity`] | who this node is: join, certificate, secrets |
 //! | [`plane`] | what the requests of one core share |
 
 pub mod api;
