@@ -1,8 +1,12 @@
 //! What the peer port serves to other replicas besides consensus: who is connected here, and certificates.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use tollway_proto::admin::cluster::NodeConnection;
+use tollway_proto::admin::text::Text;
 use tollway_proto::peer::v1::peer_client::PeerClient;
 use tollway_proto::peer::v1::{Empty, RenewReply, RenewRequest};
 use tollway_shared::ids::ReplicaId;
@@ -11,9 +15,10 @@ use tonic::{Extensions, Request, Status};
 
 use super::Publisher;
 use super::fleet::{self, FleetNode};
+use crate::admin::{Fleet, FleetView};
 use crate::identity::authority::host_of;
 use crate::identity::{Authority, IdentityFault, PeerIdentity};
-use crate::raft::{Cluster, PeerExtras};
+use crate::raft::{Cluster, PeerConnector, PeerExtras};
 
 /// Another replica has this long to say who is connected to it.
 const FLEET_WITHIN: Duration = Duration::from_secs(2);
@@ -78,8 +83,60 @@ pub fn issue(
     })
 }
 
+/// Who is connected to any replica, for the admin API.
+pub struct ClusterFleet {
+    /// This replica.
+    pub cluster: Cluster,
+    /// Who is connected to it.
+    pub publisher: Publisher,
+    /// Reaches the others.
+    pub connector: Arc<dyn PeerConnector>,
+}
+
+impl Fleet for ClusterFleet {
+    fn view(&self) -> BoxFuture<'_, FleetView> {
+        Box::pin(async {
+            let own = self.cluster.id();
+            let members = self.cluster.status().members;
+            let others = members.iter().filter(|member| member.id != own).map(|member| {
+                let channel = self.connector.channel(member.id, &member.peer_address);
+                async move { (member.id, fleet_of(channel).await) }
+            });
+            let mut view = FleetView::default();
+            let mut add = |replica: ReplicaId, nodes: Vec<FleetNode>| {
+                let connections = nodes.into_iter().map(|node| connection(replica, node));
+                view.connections.extend(connections);
+            };
+            add(own, self.publisher.nodes());
+            let mut unanswered = Vec::new();
+            for (replica, answer) in futures::future::join_all(others).await {
+                match answer {
+                    Ok(nodes) => add(replica, nodes),
+                    Err(_) => unanswered.push(replica.0),
+                }
+            }
+            view.unanswered = unanswered;
+            view
+        })
+    }
+}
+
+fn connection(replica: ReplicaId, node: FleetNode) -> NodeConnection {
+    NodeConnection {
+        node: node.node.to_string(),
+        region: node.region.to_string(),
+        replica: replica.0,
+        version: node.version,
+        revision: node.revision.0,
+        lag: node.lag,
+        connected_at: Text(node.connected_at),
+        last_ack_at: node.last_ack_at.map(Text),
+        last_refusal: node.last_refusal,
+    }
+}
+
 /// Who is connected to another replica.
-pub async fn fleet_of(channel: Channel) -> Result<Vec<FleetNode>, Status> {
+async fn fleet_of(channel: Channel) -> Result<Vec<FleetNode>, Status> {
     let asking = async move { PeerClient::new(channel).fleet(Empty {}).await };
     let blob = tokio::time::timeout(FLEET_WITHIN, asking)
         .await
