@@ -5,13 +5,13 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`auth`] | who asks, and which roles a route allows |
-//! | [`exchange`] | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
-//! | [`noun`] | the nouns that are made, replaced, read and removed alike |
-//! | [`catalog`], [`tenant`], [`keys`], [`member`], [`join`], [`usage`], [`audit`] | the routes |
-//! | [`ops`] | health, metrics, the OpenAPI document |
-//! | [`openapi`] | the document |
-//! | [`fault`] | refusals |
+//! | `auth` | who asks, and which roles a route allows |
+//! | `exchange` | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
+//! | `noun` | the nouns that are made, replaced, read and removed alike |
+//! | `catalog`, `tenant`, `keys`, `member`, `join`, `usage`, `audit` | the routes |
+//! | `ops` | health, metrics, the OpenAPI document |
+//! | `openapi` | the document |
+//! | `fault` | refusals |
 
 mod audit;
 mod auth;

@@ -2,11 +2,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`init`] | makes a cluster of one replica |
-//! | [`join`] | makes this machine a replica of an existing cluster |
-//! | [`home`] | who this replica is, and its sealing key, on disk |
-//! | [`serve`], [`peer`] | the two listeners |
-//! | [`fleet`] | the nodes of every replica |
+//! | `init` | makes a cluster of one replica |
+//! | `join` | makes this machine a replica of an existing cluster |
+//! | `home` | who this replica is, and its sealing key, on disk |
+//! | `serve`, `peer` | the two listeners |
+//! | `fleet` | the nodes of every replica |
 
 mod fleet;
 mod home;
