@@ -11,19 +11,22 @@ use futures::{Stream, StreamExt as _};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, StoredMembership};
 use tokio::sync::{broadcast, watch};
-use tollway_proto::command::{Member, Outcome, StoredEntry};
+use tollway_proto::command::{Entry, Member, Outcome, StoredEntry};
 use tollway_shared::ids::Revision;
 use tollway_shared::snapshot::ResourceKey;
 
 use super::changes::{Change, Ring};
 use super::checkpoint::{Checkpoint, Meta, Shelf};
 use super::types::{EntryOf, LeaderId, LogIdOf, StoredMembershipOf, Types, damaged};
-use crate::state::{self, State};
+use crate::state::{Applied, State};
 
 /// Entries that are applied before the state is published and their proposers hear of it.
 const BATCH_ENTRIES_MAX: usize = 256;
 /// Changes that a slow reader may lag behind before it has to ask the ring.
 const CHANGES_WAITING_MAX: usize = 1_024;
+
+/// What runs every entry: `state::apply`, unless a simulation watches it or breaks it on purpose.
+pub type Apply = Arc<dyn Fn(&mut State, u64, &Entry) -> Applied + Send + Sync>;
 
 type SnapshotOf = Snapshot<LeaderId, u64, Member, Bytes>;
 
@@ -53,11 +56,12 @@ pub(super) struct Machine {
     current: Checkpoint,
     shelf: Shelf,
     published: Arc<Published>,
+    apply: Apply,
 }
 
 impl Machine {
     /// Starts from the newest checkpoint, or from nothing.
-    pub(super) fn open(shelf: Shelf) -> io::Result<(Self, Arc<Published>)> {
+    pub(super) fn open(shelf: Shelf, apply: Apply) -> io::Result<(Self, Arc<Published>)> {
         let current = shelf
             .newest()?
             .map(|(checkpoint, _)| checkpoint)
@@ -73,6 +77,7 @@ impl Machine {
             current,
             shelf,
             published: published.clone(),
+            apply,
         };
         Ok((machine, published))
     }
@@ -87,7 +92,7 @@ impl Machine {
         self.current.at = Some(entry.log_id);
         match entry.payload {
             EntryPayload::Normal(StoredEntry::V1(command)) => {
-                let applied = state::apply(&mut self.current.state, index, &command);
+                let applied = (self.apply)(&mut self.current.state, index, &command);
                 check_version(&self.current.state)?;
                 if !applied.changed.is_empty() {
                     changes.push(Arc::new(Change {
@@ -141,8 +146,8 @@ type Answerer = ApplyResponder<Types>;
 
 /// A state that asks for behaviour of a newer version stops this replica; it must not guess.
 fn check_version(state: &State) -> io::Result<()> {
-    if state.version > state::VERSION {
-        let (wanted, known) = (state.version, state::VERSION);
+    if state.version > crate::state::VERSION {
+        let (wanted, known) = (state.version, crate::state::VERSION);
         return Err(io::Error::other(format!(
             "the cluster runs version {wanted}, this replica knows {known}; install a newer release"
         )));

@@ -50,11 +50,13 @@ use crate::state::State;
 pub use self::changes::{CHANGES_KEPT, Change};
 pub use self::checkpoint::MemoryShelf;
 pub use self::log::disk::MemoryDisk;
+pub use self::machine::Apply;
 pub use self::members::{CHANGE_WITHIN, ClusterStatus, MemberStatus, MembersFault};
 pub use self::message::{Call, Proposal, Reply};
 pub use self::network::{GrpcTransport, PeerConnector, Transport, TransportFault};
 pub use self::propose::{ENTRY_BYTES_MAX, PROPOSE_WITHIN, ProposeFault};
 pub use self::service::{NoExtras, PeerExtras, PeerService};
+pub use self::types::{log_entry_bytes, log_entry_text};
 
 /// What the process exits with when [`Cluster::failed`] says that this replica's storage is in doubt.
 pub const EXIT_STORAGE: u8 = 70;
@@ -143,10 +145,11 @@ pub async fn start(config: RaftConfig, connector: Arc<dyn PeerConnector>, now: N
     })
     .await
     .map_err(io::Error::other)??;
-    start_with(&config, Arc::new(disk), shelf, transport, now, syncs).await
+    let run = (now, Arc::new(crate::state::apply) as Apply);
+    start_with(&config, Arc::new(disk), shelf, transport, run, syncs).await
 }
 
-/// Starts a replica in memory over any transport: the simulation's entry. `disk` and `shelf` outlive a [`Cluster::crash`].
+/// Starts a replica in memory over any transport. `disk` and `shelf` outlive a [`Cluster::crash`].
 pub async fn start_in_memory(
     config: RaftConfig,
     disk: MemoryDisk,
@@ -154,16 +157,22 @@ pub async fn start_in_memory(
     transport: Arc<dyn Transport>,
     now: Now,
 ) -> io::Result<Cluster> {
+    let apply = Arc::new(crate::state::apply);
+    start_in_memory_with(config, disk, shelf, transport, now, apply).await
+}
+
+/// [`start_in_memory`] with a wrapper around `state::apply`: the simulation's entry.
+pub async fn start_in_memory_with(
+    config: RaftConfig,
+    disk: MemoryDisk,
+    shelf: MemoryShelf,
+    transport: Arc<dyn Transport>,
+    now: Now,
+    apply: Apply,
+) -> io::Result<Cluster> {
     let syncs = Arc::new(AtomicU64::new(0));
-    start_with(
-        &config,
-        Arc::new(disk),
-        Shelf::Memory(shelf),
-        transport,
-        now,
-        syncs,
-    )
-    .await
+    let (disk, shelf) = (Arc::new(disk), Shelf::Memory(shelf));
+    start_with(&config, disk, shelf, transport, (now, apply), syncs).await
 }
 
 async fn start_with(
@@ -171,11 +180,11 @@ async fn start_with(
     disk: Arc<dyn Disk>,
     shelf: Shelf,
     transport: Arc<dyn Transport>,
-    now: Now,
+    (now, apply): (Now, Apply),
     syncs: Arc<AtomicU64>,
 ) -> io::Result<Cluster> {
     let log = LogStore::open(disk)?;
-    let (machine, published) = Machine::open(shelf)?;
+    let (machine, published) = Machine::open(shelf, apply)?;
     log.check_reaches(machine.position())?;
     let empty = log.is_empty();
     let network = Network {

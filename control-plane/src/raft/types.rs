@@ -203,6 +203,19 @@ pub(super) fn decode_entry(bytes: &[u8]) -> io::Result<EntryOf> {
     entry.try_into()
 }
 
+/// The stored form of a log entry with a command; without one, of a leader's first.
+pub fn log_entry_bytes(term: u64, leader: u64, index: u64, command: Option<StoredEntry>) -> Vec<u8> {
+    let at = Position { term, leader, index };
+    let payload = command.map_or(Payload::Blank, Payload::Command);
+    codec::encode(Kind::LogEntry, &StoredLogEntry::V1(LogEntry { at, payload }))
+}
+
+/// A stored log entry in words: for people who look into a log, and for the suite that keeps old bytes readable.
+pub fn log_entry_text(bytes: &[u8]) -> io::Result<String> {
+    let stored: StoredLogEntry = codec::decode(Kind::LogEntry, bytes).map_err(damaged)?;
+    Ok(format!("{stored:#?}"))
+}
+
 pub(super) fn encode_meta(meta: &StoredMeta) -> Vec<u8> {
     codec::encode(Kind::RaftMeta, meta)
 }

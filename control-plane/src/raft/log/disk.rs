@@ -241,6 +241,7 @@ struct Memory {
     sync_takes: Duration,
     fails: bool,
     syncs: u64,
+    taken_back: u64,
 }
 
 impl MemoryDisk {
@@ -264,6 +265,14 @@ impl MemoryDisk {
         true
     }
 
+    /// Forgets the newest `count` entries: what a disk does that said "synced" too early and then lost power.
+    pub fn forget_newest(&self, count: usize) {
+        let mut memory = self.memory();
+        for _ in 0..count {
+            memory.entries.pop_last();
+        }
+    }
+
     /// The first and the last stored index.
     pub fn ends(&self) -> Option<(u64, u64)> {
         let memory = self.memory();
@@ -275,6 +284,11 @@ impl MemoryDisk {
     /// Syncs so far.
     pub fn syncs(&self) -> u64 {
         self.memory().syncs
+    }
+
+    /// Synced entries that a new leader had the log take back, so far.
+    pub fn taken_back(&self) -> u64 {
+        self.memory().taken_back
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -305,7 +319,10 @@ impl Disk for MemoryDisk {
                 Write::Vote(bytes) => drop(memory.meta.insert(VOTE, bytes.clone())),
                 Write::Committed(bytes) => drop(memory.meta.insert(COMMITTED, bytes.clone())),
                 Write::Purged(bytes) => drop(memory.meta.insert(PURGED, bytes.clone())),
-                Write::RemoveFrom(index) => drop(memory.entries.split_off(index)),
+                Write::RemoveFrom(index) => {
+                    let gone = memory.entries.split_off(index);
+                    memory.taken_back += gone.len() as u64;
+                }
                 Write::RemoveTo(index) => memory.entries = memory.entries.split_off(&(index + 1)),
             }
         }

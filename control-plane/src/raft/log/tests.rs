@@ -15,7 +15,13 @@ impl StoreBuilder<Types, LogStore, Machine, TempDir> for OnDisk {
         let disk = RedbDisk::open(&folder.path().join("raft.redb"), Arc::default()).unwrap();
         let shelf = Shelf::folder(folder.path().join("checkpoints")).unwrap();
         let log = LogStore::open(Arc::new(disk)).unwrap();
-        Ok((folder, log, Machine::open(shelf).unwrap().0))
+        Ok((
+            folder,
+            log,
+            Machine::open(shelf, std::sync::Arc::new(crate::state::apply))
+                .unwrap()
+                .0,
+        ))
     }
 }
 
@@ -25,7 +31,13 @@ impl StoreBuilder<Types, LogStore, Machine> for InMemory {
     async fn build(&self) -> Result<((), LogStore, Machine), StorageError<Types>> {
         let log = LogStore::open(Arc::new(MemoryDisk::default())).unwrap();
         let shelf = Shelf::Memory(MemoryShelf::default());
-        Ok(((), log, Machine::open(shelf).unwrap().0))
+        Ok((
+            (),
+            log,
+            Machine::open(shelf, std::sync::Arc::new(crate::state::apply))
+                .unwrap()
+                .0,
+        ))
     }
 }
 
