@@ -1,0 +1,336 @@
+//! One value of every stored shape. Their bytes are frozen; the values may only be changed together with a new frozen version.
+
+use tollway_proto::command::{
+    Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, NodeRecord, RecordSpend, Role,
+    UsageCell, UsageSums,
+};
+use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecord};
+use tollway_proto::usage::UsageEvent;
+use tollway_shared::budget::{Budget, BudgetMode, BudgetScope, BudgetView};
+use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
+use tollway_shared::cost::Prices;
+use tollway_shared::ids::{
+    AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
+    OrganizationId, PriceId, ProjectId, ProviderId, Region, Revision, TeamId, WriterId,
+};
+use tollway_shared::money::{NanoUsd, Price};
+use tollway_shared::notice::Notice;
+use tollway_shared::seal::Sealed;
+use tollway_shared::snapshot::Resource;
+use tollway_shared::tenant::{ApiKey, Organization, Project, Team, TenantPath};
+use tollway_shared::time::{Period, UnixMillis};
+use tollway_shared::tokens::TokenCounts;
+
+/// 2026-11-22T12:00:00Z.
+const NOON: UnixMillis = UnixMillis(1_795_348_800_000);
+
+/// The event of the documentation.
+pub(crate) const EVENT: &str = include_str!("../../proto/examples/usage-event.v1.json");
+
+fn sealed() -> Sealed {
+    Sealed {
+        nonce: [5; 12],
+        ciphertext: vec![1, 2, 3, 250],
+    }
+}
+
+fn admin() -> Admin {
+    Admin {
+        id: AdminId::trusted("root"),
+        name: "Root".into(),
+        role: Role::Owner,
+        digest: [9; 32],
+        pepper_version: 1,
+        last4: "abcd".into(),
+        created_at: NOON,
+    }
+}
+
+fn provider() -> Provider {
+    Provider {
+        id: ProviderId::trusted("p"),
+        name: "P".into(),
+        dialect: Dialect::Anthropic,
+        base_url: "https://api.example.com/v1".into(),
+        auth: AuthScheme::XApiKey,
+        private_network: true,
+        stream_usage: true,
+        bills_after_cancel: true,
+        connect_timeout_ms: 1_000,
+        first_byte_timeout_ms: 20_000,
+        idle_timeout_ms: 300_000,
+        enabled: true,
+    }
+}
+
+fn credential() -> Credential {
+    Credential {
+        id: CredentialId::trusted("main"),
+        provider: ProviderId::trusted("p"),
+        version: 1,
+        regions: vec![Region::trusted("eu")],
+        sealed: sealed(),
+        created_at: NOON,
+    }
+}
+
+fn model(id: &str) -> Model {
+    Model {
+        id: ModelId::trusted(id),
+        name: "M".into(),
+        description: "a model".into(),
+        context_tokens: 200_000,
+        created_at: NOON,
+    }
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint {
+        id: EndpointId::trusted("p/a/m"),
+        model: ModelId::trusted("a/m"),
+        provider: ProviderId::trusted("p"),
+        upstream_model: "m-1".into(),
+        region: Some(Region::trusted("eu")),
+        max_output_tokens: Some(8_192),
+        rank: 3,
+        enabled: true,
+    }
+}
+
+fn price(id: &str, effective_from: UnixMillis) -> PriceVersion {
+    PriceVersion {
+        id: PriceId::trusted(id),
+        endpoint: EndpointId::trusted("p/a/m"),
+        effective_from,
+        prices: Prices {
+            input: Price(3_000_000_000),
+            output: Price(15_000_000_000),
+            input_cache_read: Some(Price(300_000_000)),
+            input_cache_write: Some(Price(3_750_000_000)),
+            output_reasoning: None,
+            request: Some(NanoUsd(1_000)),
+        },
+    }
+}
+
+fn notice() -> Notice {
+    Notice {
+        id: NoticeId::trusted("n"),
+        model: ModelId::trusted("a/m"),
+        endpoint: Some(EndpointId::trusted("p/a/m")),
+        deprecated_at: NOON,
+        sunset_at: Some(NOON.plus_ms(1)),
+        successor: Some(ModelId::trusted("a/next")),
+        reason: "it is old".into(),
+        url: Some("https://example.com".into()),
+    }
+}
+
+fn organization() -> Organization {
+    Organization {
+        id: OrganizationId::trusted("o"),
+        name: "O".into(),
+        enabled: true,
+    }
+}
+
+fn team() -> Team {
+    Team {
+        id: TeamId::trusted("t"),
+        organization: OrganizationId::trusted("o"),
+        name: "T".into(),
+    }
+}
+
+fn project() -> Project {
+    Project {
+        id: ProjectId::trusted("j"),
+        organization: OrganizationId::trusted("o"),
+        team: Some(TeamId::trusted("t")),
+        name: "J".into(),
+        enabled: true,
+    }
+}
+
+fn key(id: &str, digest: u8) -> ApiKey {
+    ApiKey {
+        id: ApiKeyId::trusted(id),
+        project: ProjectId::trusted("j"),
+        name: "K".into(),
+        digest: [digest; 32],
+        pepper_version: 1,
+        last4: "wxyz".into(),
+        models: vec![ModelId::trusted("a/m")],
+        created_at: NOON,
+        expires_at: Some(NOON.plus_ms(5)),
+        revoked_at: None,
+        rotated_from: None,
+    }
+}
+
+fn budget() -> Budget {
+    Budget {
+        id: BudgetId::trusted("b"),
+        scope: BudgetScope::Team(TeamId::trusted("t")),
+        limit: NanoUsd(5_000_000_000),
+        period: Period::Weekly,
+        mode: BudgetMode::Hard,
+    }
+}
+
+fn spend() -> RecordSpend {
+    let cell = UsageCell {
+        day: NOON.day(),
+        path: TenantPath {
+            organization: OrganizationId::trusted("o"),
+            team: Some(TeamId::trusted("t")),
+            project: ProjectId::trusted("j"),
+            key: ApiKeyId::trusted("k"),
+        },
+        model: ModelId::trusted("a/m"),
+        provider: ProviderId::trusted("p"),
+    };
+    let sums = UsageSums {
+        requests: 2,
+        estimated: 1,
+        tokens: TokenCounts {
+            input: 300,
+            input_cache_read: 20,
+            input_cache_write: 10,
+            output: 40,
+            output_reasoning: 5,
+        },
+        cost: NanoUsd(123_456_789),
+    };
+    RecordSpend {
+        partition: 0,
+        from: 0,
+        to: 2,
+        sums: vec![(cell, sums)],
+        writers: vec![(WriterId(u128::MAX), 2)],
+    }
+}
+
+/// Every command once, in an order in which the earlier ones can be applied to an empty state.
+pub(crate) fn commands() -> Vec<Command> {
+    vec![
+        Command::InitCluster(InitCluster {
+            cluster: ClusterId::trusted("c1"),
+            authority_pem: "pem".into(),
+            authority_key: sealed(),
+            admin: admin(),
+        }),
+        Command::PutProvider(provider()),
+        Command::PutCredential(credential()),
+        Command::PutModel(model("a/m")),
+        Command::PutEndpoint(endpoint()),
+        Command::AddPrice(price("p1", UnixMillis(0))),
+        Command::PutNotice(notice()),
+        Command::PutOrganization(organization()),
+        Command::PutTeam(team()),
+        Command::PutProject(project()),
+        Command::CreateKey(key("k", 1)),
+        Command::PutBudget(budget()),
+        Command::CreateAdmin(Admin {
+            id: AdminId::trusted("viewer@example.com"),
+            role: Role::Viewer,
+            digest: [8; 32],
+            ..admin()
+        }),
+        Command::CreateJoinToken(JoinToken {
+            digest: [7; 32],
+            kind: JoinKind::Node(Region::trusted("eu")),
+            expires_at: NOON.plus_ms(3_600_000),
+        }),
+        Command::Join {
+            token: [7; 32],
+            node: Some(NodeRecord {
+                id: NodeId::trusted("node-1"),
+                region: Region::trusted("eu"),
+                joined_at: NOON,
+            }),
+        },
+        Command::RecordSpend(spend()),
+        Command::RotateKey {
+            old: ApiKeyId::trusted("k"),
+            old_expires_at: NOON.plus_ms(60_000),
+            new: key("k2", 2),
+        },
+        Command::SetClusterVersion(1),
+        Command::RemoveProvider(ProviderId::trusted("p")),
+        Command::RemoveCredential(CredentialId::trusted("other")),
+        Command::RemoveModel(ModelId::trusted("a/m")),
+        Command::RemoveEndpoint(EndpointId::trusted("other")),
+        Command::RemovePrice(PriceId::trusted("other")),
+        Command::RemoveNotice(NoticeId::trusted("other")),
+        Command::RemoveOrganization(OrganizationId::trusted("o")),
+        Command::RemoveTeam(TeamId::trusted("t")),
+        Command::RemoveProject(ProjectId::trusted("j")),
+        Command::RevokeKey(ApiKeyId::trusted("other")),
+        Command::RemoveBudget(BudgetId::trusted("other")),
+        Command::RemoveAdmin(AdminId::trusted("other")),
+        Command::RemoveNode(NodeId::trusted("other")),
+    ]
+}
+
+/// A command as the log has it.
+pub(crate) fn entry(command: Command) -> Entry {
+    let name = command.name();
+    Entry {
+        at: NOON,
+        actor: "root".into(),
+        idempotency: Some(Idempotency {
+            key: name.into(),
+            request: [4; 32],
+            answer: Some(sealed()),
+        }),
+        if_revision: None,
+        command,
+    }
+}
+
+/// Every resource once.
+pub(crate) fn resources() -> Vec<Resource> {
+    let exhausted_window = Some(NOON);
+    let budget = budget();
+    vec![
+        Resource::Provider(provider()),
+        Resource::Credential(credential()),
+        Resource::Model(model("a/m")),
+        Resource::Endpoint(endpoint()),
+        Resource::Price(price("p1", UnixMillis(0))),
+        Resource::Notice(notice()),
+        Resource::Organization(organization()),
+        Resource::Team(team()),
+        Resource::Project(project()),
+        Resource::ApiKey(key("k", 1)),
+        Resource::Budget(BudgetView {
+            budget,
+            exhausted_window,
+        }),
+    ]
+}
+
+/// Every spool record once, under its name.
+pub(crate) fn spool() -> Vec<(&'static str, SpoolRecord)> {
+    let event: UsageEvent = serde_json::from_str(EVENT).expect("the example is an event");
+    let header = SegmentHeader {
+        writer: event.writer,
+        segment: 7,
+        sequences: vec![0, 300, u64::MAX],
+    };
+    vec![
+        ("header", SpoolRecord::Header(header)),
+        ("intent", SpoolRecord::Intent(Box::new(event.clone()))),
+        ("outcome", SpoolRecord::Outcome(OutcomeRecord::of(&event))),
+    ]
+}
+
+/// The revision of the sample snapshot.
+pub(crate) const REVISION: Revision = Revision(918);
+/// The sample cluster.
+pub(crate) fn cluster() -> ClusterId {
+    ClusterId::trusted("c1")
+}
+/// When the sample snapshot was heard of.
+pub(crate) const HEARD_AT: UnixMillis = NOON;
