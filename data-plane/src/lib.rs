@@ -10,6 +10,7 @@
 //! | [`ask`], [`routing`], [`health`], [`dialects`] | PURE: what is asked, who may serve it, wire formats |
 //! | [`upstream`] | the only opener of connections to providers |
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
+//! | [`identity`] | who this node is: join, certificate, secrets |
 //! | [`plane`] | what the requests of one core share |
 
 pub mod api;
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod dialects;
 pub mod health;
+pub mod identity;
 pub mod logs;
 pub mod metrics;
 pub mod ops;

@@ -2,9 +2,11 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
 use tollway_data::config::Config;
+use tollway_data::identity::{self, Identity};
+use tollway_shared::ids::NodeId;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -22,6 +24,22 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Makes this machine a node of a cluster: trades a join token for an identity.
+    Join {
+        #[command(flatten)]
+        settings: Settings,
+        /// Base URL of any replica's admin API.
+        #[arg(long)]
+        control: String,
+        /// A join token of kind `node`; it says in which region the node is.
+        #[arg(long, env = "TOLLWAY_JOIN_TOKEN", hide_env_values = true)]
+        token: String,
+        /// The node's id; a random one when absent.
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Runs the node whose identity is in the data folder.
+    Run(Settings),
     /// Checks the settings and prints what is in force.
     Config(Settings),
 }
@@ -62,8 +80,55 @@ impl Settings {
 }
 
 fn main() -> Result<()> {
+    // One provider of cryptography in the process; an error means that it was chosen already.
+    drop(rustls::crypto::ring::default_provider().install_default());
     match Cli::parse().command {
-        Command::Config(settings) => print!("{}", toml::to_string(&settings.load()?)?),
+        Command::Config(settings) => {
+            print!("{}", toml::to_string(&settings.load()?)?);
+            Ok(())
+        }
+        Command::Join {
+            settings,
+            control,
+            token,
+            node,
+        } => block_on(join(settings.load()?, control, token, node)),
+        Command::Run(settings) => block_on(run(settings.load()?)),
     }
+}
+
+/// Serving has threads of its own; what is left is little.
+fn block_on(future: impl Future<Output = Result<()>>) -> Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(future)
+}
+
+async fn join(config: Config, control: String, token: String, node: Option<String>) -> Result<()> {
+    if Identity::exists(&config.data_dir) {
+        bail!(
+            "`{}` holds an identity already; choose another data folder",
+            config.data_dir.display()
+        );
+    }
+    let node = match node {
+        Some(text) => NodeId::parse(&text).map_err(|fault| anyhow!("`--node` {fault}"))?,
+        None => NodeId::trusted(format!("node-{}", uuid::Uuid::now_v7().simple())),
+    };
+    let identity = identity::join(control.trim_end_matches('/'), &token, node, &config.data_dir).await?;
+    let membership = &identity.membership;
+    println!(
+        "node {} joined cluster {} in region {}",
+        membership.node, membership.cluster, membership.region
+    );
+    Ok(())
+}
+
+async fn run(config: Config) -> Result<()> {
+    tollway_data::logs::start(&config.log)?;
+    let running = tollway_data::run::start(&config).await?;
+    tollway_data::run::told_to_end().await?;
+    running.stop().await;
     Ok(())
 }

@@ -15,8 +15,9 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::{self, Dial, Live, NodeSecrets};
+use crate::catalog::{self, Live};
 use crate::config::Config;
+use crate::identity::{Identity, IdentityFault, renew};
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
 use crate::server::{self, Deadlines, Stage};
@@ -34,6 +35,9 @@ pub enum StartFault {
     /// A setting.
     #[error(transparent)]
     Config(#[from] crate::config::ConfigFault),
+    /// Who this node is.
+    #[error(transparent)]
+    Identity(#[from] IdentityFault),
     /// The usage pipeline.
     #[error(transparent)]
     Usage(#[from] usage::StartFault),
@@ -69,42 +73,41 @@ pub struct Running {
     usage: Option<Arc<Usage>>,
 }
 
-/// What a node was given when it joined its cluster.
-pub struct Joined {
-    /// Who it is.
-    pub names: Names,
-    /// What it reads snapshots with.
-    pub secrets: NodeSecrets,
-    /// Control peers, `host:port`; used when the configuration names none.
-    pub peers: Vec<String>,
-    /// How it connects to them.
-    pub dial: Dial,
-}
-
-/// Starts a node that follows its control plane. Must be called inside a tokio runtime.
-pub async fn start(config: &Config, joined: Joined) -> Result<Running, StartFault> {
-    let live = Live::new(joined.secrets);
+/// Starts the node whose identity is in the data folder. Must be called inside a tokio runtime.
+pub async fn start(config: &Config) -> Result<Running, StartFault> {
+    let identity = Identity::load(&config.data_dir)?;
+    let live = Live::new(identity.secrets.clone());
     let cancel = CancellationToken::new();
-    let names = joined.names;
-    let configured = &config.control.peers;
+    let membership = identity.membership.clone();
+    let peers = match config.control.peers.is_empty() {
+        true => membership.peers,
+        false => config.control.peers.clone(),
+    };
+    let names = Names {
+        cluster: membership.cluster,
+        node: membership.node,
+        region: membership.region,
+    };
     let subscription = catalog::Config {
         cluster: names.cluster.clone(),
         node: names.node.clone(),
         region: names.region.clone(),
-        peers: if configured.is_empty() {
-            joined.peers
-        } else {
-            configured.clone()
-        },
+        peers: peers.clone(),
         data_dir: config.data_dir.clone(),
-        dial: joined.dial,
+        dial: identity.dial()?,
         caps: catalog::intake::Caps::default(),
     };
     // A thread of its own: decoding a large snapshot never takes a serving core. It serves from disk first.
     catalog::subscribe::spawn(live.clone(), subscription, cancel.clone()).map_err(StartFault::Thread)?;
     let started = serve_until(config, names, live, cancel.clone()).await;
-    if started.is_err() {
-        cancel.cancel();
+    match &started {
+        Ok(_) => drop(tokio::spawn(renew::run(
+            identity,
+            peers,
+            config.data_dir.clone(),
+            cancel,
+        ))),
+        Err(_) => cancel.cancel(),
     }
     started
 }
