@@ -1,0 +1,280 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::EXIT_CODES;
+use crate::output::Format;
+use crate::up::Options;
+
+/// Tollway: run it on this machine, and operate a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "tollway", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Where the admin API is and how answers are printed.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// Admin API base URLs of replicas, tried in order [default: that of `tollway up` on this machine]
+    #[arg(
+        long,
+        global = true,
+        env = "TOLLWAY_ADMIN_URL",
+        value_delimiter = ',',
+        value_name = "URL"
+    )]
+    pub(crate) url: Vec<String>,
+    /// Admin key (`ak-tw-v1-…`) [default: that of `tollway up` on this machine]
+    #[arg(
+        long,
+        global = true,
+        env = "TOLLWAY_ADMIN_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    pub(crate) key: Option<String>,
+    /// The cluster's certificate authority, a PEM file
+    #[arg(long, global = true, env = "TOLLWAY_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Form of the output
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run both planes on this machine and serve until Ctrl-C
+    ///
+    /// Looks for OPENAI_API_KEY, ANTHROPIC_API_KEY and OPENROUTER_API_KEY in the environment and for Ollama, vLLM,
+    /// llama.cpp and LM Studio on their usual local ports. When there is none, a built-in demo provider answers. Log
+    /// lines go to the standard error; TOLLWAY_LOG is their filter, such as info [default: warn].
+    Up(Options),
+    /// Make the cluster as documents describe it; what no document names stays
+    Apply {
+        #[command(flatten)]
+        files: Files,
+        /// Show what would change and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show how the cluster differs from documents; exit code 7 if it does
+    Diff {
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Show resources: one by its id, or all of a noun
+    Get {
+        /// provider, credential, model, endpoint, price, organization, team, project, budget, notice, key, admin, node
+        noun: String,
+        /// Only this one; a credential is named PROVIDER/ID, and all of a provider PROVIDER/
+        id: Option<String>,
+    },
+    /// Remove a resource
+    Delete {
+        /// See `get`
+        noun: String,
+        /// Which one; a credential is named PROVIDER/ID
+        id: String,
+        /// Only if it was last changed at this revision
+        #[arg(long)]
+        if_revision: Option<u64>,
+    },
+    /// API keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Budgets
+    #[command(subcommand)]
+    Budget(Budget),
+    /// Retirement notices
+    #[command(subcommand)]
+    Notice(Notice),
+    /// Members of the cluster
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// What was used and what it cost
+    Usage(Usage),
+    /// The audit trail
+    Audit(Audit),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Documents to read.
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// Documents in TOML or JSON; `-` is the standard input; may be repeated
+    #[arg(short = 'f', long = "file", required = true, num_args = 1.., value_name = "FILE")]
+    pub(crate) file: Vec<PathBuf>,
+}
+
+/// `tollway key …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key; it is shown once
+    Create {
+        /// The project it belongs to
+        #[arg(long)]
+        project: String,
+        /// Its public id [default: the server makes one]
+        #[arg(long)]
+        id: Option<String>,
+        /// For people
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Only these models; may be repeated
+        #[arg(long = "model", value_name = "MODEL")]
+        models: Vec<String>,
+        /// From when it is refused, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
+    },
+    /// Replace a key; the new one is shown once
+    Rotate {
+        /// The key's id
+        id: String,
+        /// How long the old one still works, in seconds
+        #[arg(long, value_name = "SECONDS")]
+        grace_seconds: Option<u64>,
+    },
+    /// Refuse a key from now on
+    Revoke {
+        /// The key's id
+        id: String,
+    },
+    /// Show keys; never their text
+    List {
+        /// Only those of this project
+        #[arg(long)]
+        project: Option<String>,
+    },
+}
+
+/// `tollway budget …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Budget {
+    /// Make or replace a budget
+    Put {
+        /// Its id
+        id: String,
+        /// What it limits: organization=ID, team=ID, project=ID or key=ID
+        #[arg(long, value_name = "LEVEL=ID")]
+        scope: String,
+        /// US dollars per period, such as 25 or 0.50
+        #[arg(long, value_name = "USD")]
+        limit: String,
+        /// daily, weekly, monthly or lifetime
+        #[arg(long, default_value = "monthly")]
+        period: String,
+        /// hard (refuse) or soft (count and show)
+        #[arg(long, default_value = "hard")]
+        mode: String,
+    },
+    /// Show budgets and what was spent
+    List,
+}
+
+/// `tollway notice …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Notice {
+    /// Announce that a model goes away
+    Put {
+        /// The notice's id
+        id: String,
+        /// The model
+        #[arg(long)]
+        model: String,
+        /// Only this endpoint of it
+        #[arg(long)]
+        endpoint: Option<String>,
+        /// From when answers carry the warning, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        deprecated_at: String,
+        /// From when the model is refused, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        sunset_at: Option<String>,
+        /// What to use instead
+        #[arg(long, value_name = "MODEL")]
+        successor: Option<String>,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+        /// Where to read more
+        #[arg(long = "more", value_name = "URL")]
+        more: Option<String>,
+    },
+    /// Show notices
+    List,
+}
+
+/// `tollway cluster …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// Replicas, leader, progress
+    Status,
+    /// Make a single-use token with which a replica or a node joins
+    JoinToken {
+        /// For a data-plane node of this region; without it, for a replica
+        #[arg(long, value_name = "REGION")]
+        node: Option<String>,
+        /// How long it can be used, in seconds
+        #[arg(long, value_name = "SECONDS")]
+        ttl_seconds: Option<u64>,
+    },
+    /// Take a replica out of the cluster for good
+    RemoveReplica {
+        /// Its id
+        id: u64,
+    },
+    /// Hand leadership to another replica
+    Transfer,
+}
+
+/// `tollway usage`.
+#[derive(Debug, Args)]
+pub(crate) struct Usage {
+    /// One or more of organization, team, project, key, model, provider, day
+    #[arg(long, value_delimiter = ',', value_name = "FIELD")]
+    pub(crate) group_by: Vec<String>,
+    /// First day, such as 2026-11-01
+    #[arg(long, value_name = "DAY")]
+    pub(crate) from: Option<String>,
+    /// Last day
+    #[arg(long, value_name = "DAY")]
+    pub(crate) to: Option<String>,
+    /// Only one organization, project or key: organization=ID; may be repeated
+    #[arg(long = "where", value_name = "FIELD=VALUE")]
+    pub(crate) filters: Vec<String>,
+}
+
+/// `tollway audit`.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Check that every record's hash matches the next record's memory of it; exit code 7 if not
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Only records after this sequence number
+    #[arg(long)]
+    pub(crate) after: Option<u64>,
+    /// At most this many
+    #[arg(long)]
+    pub(crate) limit: Option<u32>,
+    /// Only writes by this admin
+    #[arg(long)]
+    pub(crate) actor: Option<String>,
+    /// Only this kind of write, such as key.revoke
+    #[arg(long)]
+    pub(crate) action: Option<String>,
+    /// Only writes on this record
+    #[arg(long)]
+    pub(crate) target: Option<String>,
+}

@@ -1,0 +1,256 @@
+//! The admin API over HTTP: one request, its bounded retries over the given replicas, and its refusals as typed failures.
+//!
+//! Every write carries an idempotency key that is minted once and kept over retries, so a write whose answer was lost
+//! happens once.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::exit::{Failure, Problem};
+
+/// Longest wait for a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for one answer; the server bounds a write without quorum to 5 s.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+/// Rounds over all given addresses.
+const ROUNDS_MAX: u32 = 3;
+/// Rows asked for at once.
+const PAGE_ROWS: u32 = 1_000;
+/// Most pages of one list: every API key of the largest cluster.
+const PAGES_MAX: u32 = 1_100;
+/// Pause after the first round; doubles.
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// How to reach an admin API.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// Base URLs of replicas, tried in order.
+    pub(crate) urls: Vec<String>,
+    /// The admin key.
+    pub(crate) key: String,
+    /// The cluster's certificate authority, PEM.
+    pub(crate) ca: Option<PathBuf>,
+}
+
+/// A client of one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    urls: Vec<String>,
+    key: String,
+}
+
+impl Client {
+    /// Prepares; connects to nothing yet.
+    pub(crate) fn new(target: Target) -> Result<Self, Failure> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_MAX)
+            .timeout(ANSWER_MAX)
+            // An environment's proxy must not see an admin key, and cannot reach loopback.
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(file) = &target.ca {
+            let pem = std::fs::read(file)
+                .map_err(|error| Failure::Usage(format!("--ca {}: {error}", file.display())))?;
+            let roots = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|error| Failure::Usage(format!("--ca {}: {error}", file.display())))?;
+            builder = builder.tls_certs_only(roots);
+        } else if target.urls.iter().all(|url| url.starts_with("http://")) {
+            // Without TLS no roots are needed, and a bare machine has none.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().context("cannot make an HTTP client")?;
+        let urls = target
+            .urls
+            .iter()
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .collect();
+        Ok(Self {
+            http,
+            urls,
+            key: target.key,
+        })
+    }
+
+    /// Reads `path` (below `/admin/v1/`).
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, Failure> {
+        self.send(Method::GET, path, None, None).await
+    }
+
+    /// Reads every page of a list, as one page.
+    pub(crate) async fn pages(&self, path: &str) -> Result<Value, Failure> {
+        let joint = if path.contains('?') { '&' } else { '?' };
+        let mut all = self.get(&format!("{path}{joint}limit={PAGE_ROWS}")).await?;
+        for _ in 1..PAGES_MAX {
+            let Some(next) = all.get("next").and_then(Value::as_str) else {
+                return Ok(all);
+            };
+            let after = segment(next);
+            let mut page = self
+                .get(&format!("{path}{joint}limit={PAGE_ROWS}&after={after}"))
+                .await?;
+            all["next"] = page["next"].take();
+            if let (Some(rows), Value::Array(more)) = (all["data"].as_array_mut(), page["data"].take()) {
+                rows.extend(more);
+            }
+        }
+        let rows = u64::from(PAGES_MAX) * u64::from(PAGE_ROWS);
+        Err(Failure::Usage(format!(
+            "more than {rows} rows; narrow the request"
+        )))
+    }
+
+    /// Like [`Client::get`], and `None` for what does not exist.
+    pub(crate) async fn find(&self, path: &str) -> Result<Option<Value>, Failure> {
+        match self.get(path).await {
+            Ok(value) => Ok(Some(value)),
+            Err(Failure::Refused(problem)) if problem.status == 404 => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Makes or replaces `path`, if it was last changed at `if_revision`.
+    pub(crate) async fn put(
+        &self,
+        path: &str,
+        body: &Value,
+        if_revision: Option<u64>,
+    ) -> Result<Value, Failure> {
+        self.send(Method::PUT, path, Some(body), if_revision).await
+    }
+
+    /// Makes something, or acts on `path`.
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Result<Value, Failure> {
+        self.send(Method::POST, path, Some(body), None).await
+    }
+
+    /// Removes `path`.
+    pub(crate) async fn delete(&self, path: &str, if_revision: Option<u64>) -> Result<Value, Failure> {
+        self.send(Method::DELETE, path, None, if_revision).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        if_revision: Option<u64>,
+    ) -> Result<Value, Failure> {
+        let path = match if_revision {
+            Some(revision) => format!("{path}?if_revision={revision}"),
+            None => path.to_owned(),
+        };
+        let idempotency = (method != Method::GET).then(fresh_key).transpose()?;
+        let mut pause = PAUSE;
+        let mut last = None;
+        for round in 1..=ROUNDS_MAX {
+            for url in &self.urls {
+                match self.once(url, &method, &path, body, idempotency.as_deref()).await {
+                    Err(failure @ Failure::Unreachable(_)) => last = Some(failure),
+                    Err(Failure::Refused(problem)) if problem.status == 503 => {
+                        last = Some(Failure::Refused(problem));
+                    }
+                    decided => return decided,
+                }
+            }
+            if round < ROUNDS_MAX {
+                tokio::time::sleep(pause).await;
+                pause *= 2;
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::Usage("no admin URL is given".into())))
+    }
+
+    async fn once(
+        &self,
+        url: &str,
+        method: &Method,
+        path: &str,
+        body: Option<&Value>,
+        idempotency: Option<&str>,
+    ) -> Result<Value, Failure> {
+        let unreachable = |error: reqwest::Error| {
+            let cause = anyhow::Error::from(error.without_url());
+            Failure::Unreachable(format!("no answer from {url}: {cause:#}"))
+        };
+        let mut request = self
+            .http
+            .request(method.clone(), format!("{url}/admin/v1/{path}"))
+            .bearer_auth(&self.key);
+        if let Some(key) = idempotency {
+            request = request.header("idempotency-key", key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(unreachable)?;
+        let status = answer.status();
+        let bytes = answer.bytes().await.map_err(unreachable)?;
+        if status.is_success() {
+            if bytes.is_empty() {
+                return Ok(Value::Null);
+            }
+            return serde_json::from_slice(&bytes)
+                .with_context(|| format!("the answer of {url} is not JSON"))
+                .map_err(Failure::Local);
+        }
+        // Whatever answers without a problem document is not our admin API, but its status still says something.
+        let mut problem: Problem = serde_json::from_slice(&bytes).unwrap_or_default();
+        problem.status = status.as_u16();
+        if problem.detail.is_empty() && problem.title.is_empty() {
+            problem.detail = format!("{url} answered with status {status} and no explanation");
+        }
+        Err(Failure::Refused(problem))
+    }
+}
+
+fn fresh_key() -> Result<String, Failure> {
+    let mut random = [0u8; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| Failure::Local(anyhow::anyhow!("no randomness: {error}")))?;
+    Ok(format!("cli-{}", hex::encode(random)))
+}
+
+/// A text as one segment of a path. Ids may contain `/` and `:`, which would otherwise change the path.
+pub(crate) fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(byte.into());
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_with_slashes_stays_one_segment() {
+        assert_eq!(segment("openai/gpt-5:free"), "openai%2Fgpt-5%3Afree");
+    }
+
+    #[tokio::test]
+    async fn an_address_where_nobody_listens_is_unreachable_and_names_it() {
+        crate::install_crypto();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", free.local_addr().unwrap());
+        drop(free);
+        let client = Client::new(Target {
+            urls: vec![url.clone()],
+            key: "k".into(),
+            ca: None,
+        })
+        .unwrap();
+        let failure = client.get("models").await.unwrap_err();
+        assert_eq!(failure.code(), 3);
+        assert!(failure.to_string().contains(&url), "{failure}");
+    }
+}

@@ -1,0 +1,472 @@
+//! The operator's commands: each one request to the admin API, or a few, and its answer printed.
+
+use serde_json::{Value, json};
+
+use crate::apply::{self, Change};
+use crate::cli::{Audit, Budget, Cluster, Command, Global, Key, Notice, Usage};
+use crate::client::{Client, Target, segment};
+use crate::documents;
+use crate::exit::Failure;
+use crate::nouns::{self, Noun};
+use crate::output::{Format, render, say};
+use crate::up::quickstart;
+
+/// Columns of usage: the dimensions, of which those not asked for are absent, then the sums.
+const USAGE_COLUMNS: &[&str] = &[
+    "day",
+    "organization",
+    "team",
+    "project",
+    "key",
+    "model",
+    "provider",
+    "requests",
+    "estimated",
+    "tokens.input",
+    "tokens.input_cache_read",
+    "tokens.input_cache_write",
+    "tokens.output",
+    "tokens.output_reasoning",
+    "cost",
+];
+
+/// Runs one command against the cluster.
+pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure> {
+    let client = Client::new(target(global)?)?;
+    let format = global.output;
+    match command {
+        Command::Apply { files, dry_run } => {
+            let documents = documents::read(&files.file)?;
+            let changes = walk(&client, &documents, format, !dry_run).await?;
+            print_changes(format, &changes, !dry_run);
+            Ok(())
+        }
+        Command::Diff { files } => {
+            let documents = documents::read(&files.file)?;
+            let changes = walk(&client, &documents, format, false).await?;
+            print_changes(format, &changes, false);
+            match changes
+                .iter()
+                .filter(|(_, change)| *change != Change::Same)
+                .count()
+            {
+                0 => Ok(()),
+                differing => Err(Failure::Differs(differing)),
+            }
+        }
+        Command::Get { noun, id } => {
+            let noun = noun_of(&noun)?;
+            let answer = match &id {
+                Some(id) => client.get(&nouns::path(noun, id)?).await?,
+                None => client.pages(noun.plural).await?,
+            };
+            print(format, &answer, noun.columns);
+            Ok(())
+        }
+        Command::Delete {
+            noun,
+            id,
+            if_revision,
+        } => {
+            let noun = noun_of(&noun)?;
+            let answer = client.delete(&nouns::path(noun, &id)?, if_revision).await?;
+            done(format, &answer, &format!("removed {} {id}", noun.kind));
+            Ok(())
+        }
+        Command::Key(command) => key(&client, format, command).await,
+        Command::Budget(command) => budget(&client, format, command).await,
+        Command::Notice(command) => notice(&client, format, command).await,
+        Command::Cluster(command) => cluster(&client, format, command).await,
+        Command::Usage(command) => usage(&client, format, &command).await,
+        Command::Audit(command) => audit(&client, format, command).await,
+        Command::Up(_) | Command::Completions { .. } => {
+            unreachable!("main handles what needs no cluster")
+        }
+    }
+}
+
+/// Where to send requests: flags and environment first, then what `tollway up` left on this machine.
+fn target(global: &Global) -> Result<Target, Failure> {
+    let (mut urls, mut key) = (global.url.clone(), global.key.clone());
+    if urls.is_empty() || key.is_none() {
+        let file = quickstart::default_data_dir().join(quickstart::FILE);
+        let missing = || {
+            Failure::Usage(format!(
+                "no cluster is named: give --url and --key (or TOLLWAY_ADMIN_URL and TOLLWAY_ADMIN_KEY), or start one here by `tollway up`, which leaves {}",
+                file.display()
+            ))
+        };
+        // Never one cluster's key to another cluster's address.
+        if !urls.is_empty() || key.is_some() {
+            let absent = if key.is_none() { "--key" } else { "--url" };
+            return Err(Failure::Usage(format!(
+                "{absent} is missing: --url and --key go together"
+            )));
+        }
+        let found = quickstart::read(&file).map_err(|_| missing())?;
+        urls = vec![found.admin_url];
+        key = Some(found.admin_key);
+    }
+    Ok(Target {
+        urls,
+        key: key.unwrap_or_default(),
+        ca: global.ca.clone(),
+    })
+}
+
+fn noun_of(word: &str) -> Result<&'static Noun, Failure> {
+    nouns::find(word).ok_or_else(|| {
+        Failure::Usage(format!(
+            "there is no noun `{word}`; there are: {}",
+            nouns::list(|_| true)
+        ))
+    })
+}
+
+fn print(format: Format, answer: &Value, columns: &[&str]) {
+    say!("{}", render(format, answer, columns));
+}
+
+/// Prints that a write was done, and its revision.
+fn done(format: Format, answer: &Value, text: &str) {
+    match (format, answer.get("revision").and_then(Value::as_u64)) {
+        (Format::Json, _) => print(format, answer, &[]),
+        (Format::Table, Some(revision)) => say!("{text} at revision {revision}"),
+        (Format::Table, None) => say!("{text}"),
+    }
+}
+
+/// Compares every document and, if `write`, makes what differs. In the table form each line comes as it is done, so a
+/// failure in the middle shows how far it got.
+async fn walk<'a>(
+    client: &Client,
+    documents: &'a [documents::Document],
+    format: Format,
+    write: bool,
+) -> Result<Vec<(&'a documents::Document, Change)>, Failure> {
+    let mut changes = Vec::with_capacity(documents.len());
+    for document in documents {
+        let change = apply::compare(client, document).await?;
+        if write && change != Change::Same {
+            apply::make(client, document).await?;
+        }
+        if format == Format::Table {
+            say!("{}", change.describe(document));
+        }
+        changes.push((document, change));
+    }
+    Ok(changes)
+}
+
+fn print_changes(format: Format, changes: &[(&documents::Document, Change)], written: bool) {
+    let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|(_, change)| wanted(change)).count();
+    let created = count(|change| *change == Change::Create);
+    let same = count(|change| *change == Change::Same);
+    let changed = changes.len() - created - same;
+    if format == Format::Table {
+        let [create, change] = if written {
+            ["created", "changed"]
+        } else {
+            ["to create", "to change"]
+        };
+        say!("{created} {create}, {changed} {change}, {same} as described");
+        return;
+    }
+    let row = |(document, change): &(&documents::Document, Change)| {
+        let (action, fields) = match change {
+            Change::Same => ("same", Vec::new()),
+            Change::Create => ("create", Vec::new()),
+            Change::Rewrite => ("rewrite", Vec::new()),
+            Change::Update(fields) => (
+                "update",
+                fields
+                    .iter()
+                    .map(|(name, there, wanted)| json!({"field": name, "there": there, "wanted": wanted}))
+                    .collect(),
+            ),
+        };
+        json!({"kind": document.noun.kind, "id": document.id, "action": action, "fields": fields})
+    };
+    let rows: Vec<Value> = changes.iter().map(row).collect();
+    print(format, &json!({ "resources": rows }), &[]);
+}
+
+async fn key(client: &Client, format: Format, command: Key) -> Result<(), Failure> {
+    match command {
+        Key::Create {
+            project,
+            id,
+            name,
+            models,
+            expires_at,
+        } => {
+            let mut body = json!({"project": project, "name": name, "models": models});
+            insert(&mut body, "id", id.map(Value::from));
+            insert(&mut body, "expires_at", expires_at.map(Value::from));
+            shown_once(format, &client.post("keys", &body).await?);
+        }
+        Key::Rotate { id, grace_seconds } => {
+            let mut body = json!({});
+            insert(&mut body, "grace_seconds", grace_seconds.map(Value::from));
+            let path = format!("keys/{}/rotate", segment(&id));
+            shown_once(format, &client.post(&path, &body).await?);
+        }
+        Key::Revoke { id } => {
+            let path = format!("keys/{}/revoke", segment(&id));
+            done(
+                format,
+                &client.post(&path, &json!({})).await?,
+                &format!("revoked key {id}"),
+            );
+        }
+        Key::List { project } => {
+            let mut query = Query::default();
+            query.add("project", project);
+            let columns = noun_of("key")?.columns;
+            print(format, &client.pages(&query.path("keys")).await?, columns);
+        }
+    }
+    Ok(())
+}
+
+/// Prints a new key: the only time its text is seen.
+fn shown_once(format: Format, answer: &Value) {
+    match (format, answer.get("key").and_then(Value::as_str)) {
+        (Format::Table, Some(text)) => {
+            let id = answer.get("id").and_then(Value::as_str).unwrap_or("-");
+            say!("{text}");
+            eprintln!("id {id}; keep the key now, it is not shown again");
+        }
+        _ => print(format, answer, &[]),
+    }
+}
+
+async fn budget(client: &Client, format: Format, command: Budget) -> Result<(), Failure> {
+    match command {
+        Budget::Put {
+            id,
+            scope,
+            limit,
+            period,
+            mode,
+        } => {
+            let (level, of) = pair("--scope", &scope)?;
+            let body = json!({"scope": {level: of}, "limit": limit, "period": period, "mode": mode});
+            let answer = client
+                .put(&format!("budgets/{}", segment(&id)), &body, None)
+                .await?;
+            done(format, &answer, &format!("budget {id} is in force"));
+        }
+        Budget::List => {
+            print(
+                format,
+                &client.pages("budgets").await?,
+                noun_of("budget")?.columns,
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn notice(client: &Client, format: Format, command: Notice) -> Result<(), Failure> {
+    match command {
+        Notice::Put {
+            id,
+            model,
+            endpoint,
+            deprecated_at,
+            sunset_at,
+            successor,
+            reason,
+            more,
+        } => {
+            let mut body = json!({"model": model, "deprecated_at": deprecated_at, "reason": reason});
+            insert(&mut body, "endpoint", endpoint.map(Value::from));
+            insert(&mut body, "sunset_at", sunset_at.map(Value::from));
+            insert(&mut body, "successor", successor.map(Value::from));
+            insert(&mut body, "url", more.map(Value::from));
+            let answer = client
+                .put(&format!("notices/{}", segment(&id)), &body, None)
+                .await?;
+            done(format, &answer, &format!("notice {id} is announced"));
+        }
+        Notice::List => {
+            print(
+                format,
+                &client.pages("notices").await?,
+                noun_of("notice")?.columns,
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn cluster(client: &Client, format: Format, command: Cluster) -> Result<(), Failure> {
+    match command {
+        Cluster::Status => {
+            let status = client.get("cluster").await?;
+            if format == Format::Json {
+                print(format, &status, &[]);
+                return Ok(());
+            }
+            for name in [
+                "cluster", "replica", "leader", "term", "last_log", "applied", "revision", "binary",
+            ] {
+                if let Some(value) = status.get(name) {
+                    say!(
+                        "{name:<9} {}",
+                        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+                    );
+                }
+            }
+            if let Some(members) = status.get("members") {
+                say!();
+                print(
+                    format,
+                    members,
+                    &["id", "peer_address", "admin_url", "voter", "matched"],
+                );
+            }
+        }
+        Cluster::JoinToken { node, ttl_seconds } => {
+            let mut body = match node {
+                Some(region) => json!({"kind": "node", "region": region}),
+                None => json!({"kind": "replica"}),
+            };
+            insert(&mut body, "ttl_seconds", ttl_seconds.map(Value::from));
+            let answer = client.post("join-tokens", &body).await?;
+            match (format, answer.get("token").and_then(Value::as_str)) {
+                (Format::Table, Some(token)) => say!("{token}"),
+                _ => print(format, &answer, &[]),
+            }
+        }
+        Cluster::RemoveReplica { id } => {
+            let answer = client.delete(&format!("cluster/replicas/{id}"), None).await?;
+            done(format, &answer, &format!("removed replica {id}"));
+        }
+        Cluster::Transfer => {
+            let answer = client.post("cluster/transfer", &json!({})).await?;
+            done(format, &answer, "leadership is handed over");
+        }
+    }
+    Ok(())
+}
+
+async fn audit(client: &Client, format: Format, command: Audit) -> Result<(), Failure> {
+    if command.verify {
+        let verdict = client.get("audit/verify").await?;
+        print(format, &verdict, &["intact", "count", "head", "first_broken"]);
+        return match verdict["intact"].as_bool() {
+            Some(true) => Ok(()),
+            _ => Err(Failure::Differs(1)),
+        };
+    }
+    let mut query = Query::default();
+    query.add("after", command.after.map(|sequence| sequence.to_string()));
+    query.add("actor", command.actor);
+    query.add("action", command.action);
+    query.add("target", command.target);
+    let answer = match command.limit {
+        Some(limit) => {
+            query.add("limit", Some(limit.to_string()));
+            client.get(&query.path("audit")).await?
+        }
+        None => client.pages(&query.path("audit")).await?,
+    };
+    print(
+        format,
+        &answer,
+        &["sequence", "at", "actor", "action", "target", "revision"],
+    );
+    Ok(())
+}
+
+async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), Failure> {
+    let mut query = Query::default();
+    let groups = (!command.group_by.is_empty()).then(|| command.group_by.join(","));
+    query.add("group_by", groups);
+    query.add("from", command.from.clone());
+    query.add("to", command.to.clone());
+    for filter in &command.filters {
+        let (field, value) = pair("--where", filter)?;
+        query.add(field, Some(value.to_owned()));
+    }
+    let answer = client.pages(&query.path("usage")).await?;
+    print(format, &answer, USAGE_COLUMNS);
+    if let (Format::Table, Some(total)) = (format, answer.get("total")) {
+        say!();
+        print(
+            format,
+            total,
+            &["requests", "estimated", "tokens.input", "tokens.output", "cost"],
+        );
+    }
+    Ok(())
+}
+
+fn pair<'a>(flag: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {
+    text.split_once('=')
+        .filter(|(name, value)| !name.is_empty() && !value.is_empty())
+        .ok_or_else(|| Failure::Usage(format!("{flag} `{text}`: wanted is NAME=VALUE")))
+}
+
+fn insert(body: &mut Value, name: &str, value: Option<Value>) {
+    if let (Some(fields), Some(value)) = (body.as_object_mut(), value) {
+        fields.insert(name.to_owned(), value);
+    }
+}
+
+/// A query string in the making.
+#[derive(Debug, Default)]
+struct Query(Vec<String>);
+
+impl Query {
+    fn add(&mut self, name: &str, value: Option<String>) {
+        if let Some(value) = value {
+            self.0.push(format!("{}={}", segment(name), segment(&value)));
+        }
+    }
+
+    fn path(&self, path: &str) -> String {
+        if self.0.is_empty() {
+            return path.to_owned();
+        }
+        format!("{path}?{}", self.0.join("&"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_escaped_and_absent_when_empty() {
+        let mut query = Query::default();
+        assert_eq!(query.path("usage"), "usage");
+        query.add("group_by", Some("model,day".into()));
+        query.add("from", None);
+        assert_eq!(query.path("usage"), "usage?group_by=model%2Cday");
+    }
+
+    #[test]
+    fn a_pair_without_a_value_names_the_flag() {
+        assert_eq!(pair("--scope", "project=web").unwrap(), ("project", "web"));
+        assert!(
+            pair("--scope", "project=")
+                .unwrap_err()
+                .to_string()
+                .contains("--scope")
+        );
+    }
+
+    #[test]
+    fn one_half_of_an_address_and_key_is_refused() {
+        let global = Global {
+            url: vec!["http://127.0.0.1:1".into()],
+            key: None,
+            ca: None,
+            output: Format::Table,
+        };
+        assert!(target(&global).unwrap_err().to_string().contains("--key"));
+    }
+}
