@@ -1,3 +1,5 @@
+//! The conformance suite of openraft, and what our log adds to it.
+
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
