@@ -5,13 +5,13 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`auth`] | who asks, and which roles a route allows |
-//! | [`exchange`] | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
-//! | [`noun`] | the nouns that are made, replaced, read and removed alike |
-//! | [`catalog`], [`tenant`], [`keys`], [`member`], [`join`], [`usage`], [`audit`] | the routes |
-//! | [`ops`] | health, metrics, the OpenAPI document |
-//! | [`openapi`] | the document |
-//! | [`fault`] | refusals |
+//! | `auth` | who asks, and which roles a route allows |
+//! | `exchange` | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
+//! | `noun` | the nouns that are made, replaced, read and removed alike |
+//! | `catalog`, `tenant`, `keys`, `member`, `join`, `usage`, `audit` | the routes |
+//! | `ops` | health, metrics, the OpenAPI document |
+//! | `openapi` | the document |
+//! | `fault` | refusals |
 
 mod audit;
 mod auth;
@@ -158,7 +158,11 @@ async fn observe(request: Request, next: Next) -> Response {
     });
     if let Some(fault) = response.extensions_mut().remove::<Fault>() {
         let allow = response.headers_mut().remove(axum::http::header::ALLOW);
-        tracing::debug!(request = %id, %method, route, ?fault, "refused");
+        match response.status().as_u16() {
+            500 => tracing::error!(request = %id, %method, route, ?fault, "this replica failed to answer"),
+            503 => tracing::info!(request = %id, %method, route, ?fault, "refused"),
+            _ => tracing::debug!(request = %id, %method, route, ?fault, "refused"),
+        }
         response = fault.render(&id);
         if let Some(allow) = allow {
             response.headers_mut().insert(axum::http::header::ALLOW, allow);

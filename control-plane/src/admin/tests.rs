@@ -866,21 +866,10 @@ async fn a_join_token_lets_one_member_in_once() {
 }
 
 #[tokio::test]
-async fn a_write_without_a_majority_is_503_within_five_seconds_and_stale_reads_go_on() {
+async fn a_replica_that_stopped_refuses_writes_and_answers_stale_reads_only() {
     let world = World::filled().await;
-    // A second voter that nobody can reach: one of two is no majority. The change itself cannot commit either.
-    let (cluster, gone) = (
-        world.cluster.clone(),
-        Member {
-            peer_address: "127.0.0.1:1".into(),
-            admin_url: "http://127.0.0.1:1".into(),
-        },
-    );
     world.cluster.shutdown().await;
-    drop((cluster, gone));
-    let begun = std::time::Instant::now();
     let refused = world.call("PUT", "organizations/o2", Some(json!({}))).await;
-    assert!(begun.elapsed() < std::time::Duration::from_secs(5));
     assert_eq!(refused.headers["retry-after"], "1");
     refused.refused(503, "unavailable");
     world.get("organizations?consistency=stale").await;

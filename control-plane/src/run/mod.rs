@@ -2,11 +2,11 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`init`] | makes a cluster of one replica |
-//! | [`join`] | makes this machine a replica of an existing cluster |
-//! | [`home`] | who this replica is, and its sealing key, on disk |
-//! | [`serve`], [`peer`] | the two listeners |
-//! | [`fleet`] | the nodes of every replica |
+//! | `init` | makes a cluster of one replica |
+//! | `join` | makes this machine a replica of an existing cluster |
+//! | `home` | who this replica is, and its sealing key, on disk |
+//! | `serve`, `peer` | the two listeners |
+//! | `fleet` | the nodes of every replica |
 
 mod fleet;
 mod home;
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -154,20 +155,14 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     let source = ledger::open(&config.usage)?;
     let material = Material::load(&config.data_dir)?;
     let live = LiveCertificate::new(&material)?;
-    let peer_listener = listen(config.peer.listen).await?;
-    let admin_listener = listen(config.admin.listen).await?;
-    let (peer_bound, admin_bound) = (bound(&peer_listener)?, bound(&admin_listener)?);
+    let doors = Doors::open(&config, &live, &material).await?;
     let member = Member {
-        peer_address: config.peer_address(peer_bound),
-        admin_url: config.admin_url(admin_bound),
+        peer_address: config.peer_address(doors.peer_bound),
+        admin_url: config.admin_url(doors.admin_bound),
     };
-    let connector = Arc::new(MutualTls::new(tls::peer_client(
-        live.clone(),
-        &material.authority_pem,
-    )?));
     let cluster = raft::start(
         raft_config(&config, &home),
-        connector.clone(),
+        doors.connector.clone(),
         Arc::new(clock::now),
     )
     .await
@@ -182,30 +177,24 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     let (stop, stop_listening) = (CancellationToken::new(), CancellationToken::new());
     let (tasks, listeners) = (TaskTracker::new(), TaskTracker::new());
     let publisher = Publisher::start(Arc::new(cluster.clone()), root.clone(), clock::now, stop.clone());
-    let peer_tls = tls::peer_server(live.clone(), &material.authority_pem)?;
-    let peers = peer::serve(
-        peer_listener,
-        peer_tls,
+    listeners.spawn(peer::serve(
+        doors.peer_listener,
+        doors.peer_tls,
         home.cluster.clone(),
         cluster.clone(),
         publisher.clone(),
         stop_listening.clone(),
-    );
-    listeners.spawn(peers);
+    ));
     let fleet = AllReplicas {
         cluster: cluster.clone(),
         publisher,
-        connector,
+        connector: doors.connector,
         channels: Mutex::default(),
     };
     let router = admin::router(cluster.clone(), root.clone(), Arc::new(fleet), stop.clone());
-    let admin_tls = match config.admin.tls {
-        AdminTls::Cluster => Some(tls::admin_server(live.clone())?),
-        AdminTls::Off => None,
-    };
     listeners.spawn(serve::serve(
-        admin_listener,
-        admin_tls,
+        doors.admin_listener,
+        doors.admin_tls,
         router,
         stop_listening.clone(),
     ));
@@ -232,14 +221,51 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     Ok(Running {
         admin_url: member.admin_url,
         peer_address: member.peer_address,
-        admin_bound,
-        peer_bound,
+        admin_bound: doors.admin_bound,
+        peer_bound: doors.peer_bound,
         cluster,
         stop,
         stop_listening,
         tasks,
         listeners,
     })
+}
+
+/// The ways in and out, opened before the replica takes part in anything.
+struct Doors {
+    peer_listener: TcpListener,
+    peer_bound: SocketAddr,
+    peer_tls: Arc<ServerConfig>,
+    admin_listener: TcpListener,
+    admin_bound: SocketAddr,
+    admin_tls: Option<Arc<ServerConfig>>,
+    connector: Arc<MutualTls>,
+}
+
+impl Doors {
+    async fn open(
+        config: &Config,
+        live: &Arc<LiveCertificate>,
+        material: &Material,
+    ) -> Result<Self, StartFault> {
+        let peer_listener = listen(config.peer.listen).await?;
+        let admin_listener = listen(config.admin.listen).await?;
+        Ok(Self {
+            peer_bound: bound(&peer_listener)?,
+            peer_listener,
+            peer_tls: tls::peer_server(live.clone(), &material.authority_pem)?,
+            admin_bound: bound(&admin_listener)?,
+            admin_listener,
+            admin_tls: match config.admin.tls {
+                AdminTls::Cluster => Some(tls::admin_server(live.clone())?),
+                AdminTls::Off => None,
+            },
+            connector: Arc::new(MutualTls::new(tls::peer_client(
+                live.clone(),
+                &material.authority_pem,
+            )?)),
+        })
+    }
 }
 
 impl Running {
