@@ -69,6 +69,8 @@ pub(crate) struct Plan {
     pub(crate) nodes: usize,
     pub(crate) clients: usize,
     pub(crate) partitions: i32,
+    /// Whether operators replace replicas.
+    pub(crate) replaces: bool,
     /// How long faults go on, in simulated time.
     pub(crate) faults_for: Duration,
     /// Mean time between two faults.
@@ -91,6 +93,7 @@ impl Plan {
             nodes: rng.random_range(2..=4),
             clients: rng.random_range(3..=6),
             partitions: rng.random_range(1..=3),
+            replaces: rng.random_bool(0.5),
             faults_for: Duration::from_secs(rng.random_range(25..=40)),
             fault_every: Duration::from_millis(rng.random_range(400..=2_000)),
             // A lost message holds replication up for seconds: most seeds lose few, so that much gets done between faults.

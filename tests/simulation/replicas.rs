@@ -1,6 +1,7 @@
 //! The control plane's replicas: started, crashed, restarted from what their disks kept.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,10 +43,20 @@ struct Slot {
 }
 
 impl Replicas {
-    /// Makes room for replicas `1..=count`.
-    pub(crate) fn make(&self, count: u64) {
+    /// Makes room for replicas with empty disks.
+    pub(crate) fn make(&self, ids: RangeInclusive<u64>) {
         let mut slots = self.0.lock().unwrap();
-        slots.extend((1..=count).map(|id| (id, Slot::default())));
+        slots.extend(ids.map(|id| (id, Slot::default())));
+    }
+
+    /// An id that no replica ever had: members are only taken out once a younger one is in.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.0
+            .lock()
+            .unwrap()
+            .keys()
+            .next_back()
+            .map_or(1, |last| last + 1)
     }
 
     /// A replica that is up, and which of its lives this is.
@@ -258,6 +269,24 @@ fn watch(world: Arc<World>, id: u64, life: u64, cluster: Cluster) -> BoxFuture<'
             world.broken("replicas_run", format!("replica {id} stopped: {reason}"));
         }
     })
+}
+
+/// Takes a replica and its disk away for good, once whatever happens to it right now is over.
+pub(crate) async fn scrap(world: &Arc<World>, id: u64) {
+    loop {
+        crash(world, id).await;
+        {
+            let mut slots = world.replicas.0.lock().unwrap();
+            if slots
+                .get(&id)
+                .is_none_or(|slot| slot.running.is_none() && !slot.busy)
+            {
+                slots.remove(&id);
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Crashes a replica that is up: what it had not synced is gone.

@@ -16,7 +16,7 @@ use crate::properties::Properties;
 use crate::replicas::{self, Replicas};
 use crate::spend::UsageLog;
 use crate::trace::Trace;
-use crate::{catalog, clients, faults, nodes, spend};
+use crate::{catalog, clients, faults, members, nodes, spend};
 
 /// How long making the cluster may take, in simulated time.
 const SETUP_WITHIN: Duration = Duration::from_secs(30);
@@ -153,6 +153,9 @@ async fn whole_story(world: &Arc<World>, end: &mut Option<Finished>) {
         work.spawn(spend::consume(world.clone(), number));
     }
     work.spawn(spend::produce(world.clone()));
+    if world.plan.replaces {
+        work.spawn(members::run(world.clone()));
+    }
     for number in 0..world.plan.nodes {
         tokio::spawn(nodes::run(world.clone(), number));
     }
@@ -172,7 +175,7 @@ async fn whole_story(world: &Arc<World>, end: &mut Option<Finished>) {
 
 /// A cluster of `plan.replicas` with a small catalog.
 async fn set_up(world: &Arc<World>) {
-    world.replicas.make(world.plan.replicas);
+    world.replicas.make(1..=world.plan.replicas);
     for id in world.replicas.ids() {
         replicas::start(world, id).await;
     }
@@ -237,7 +240,7 @@ fn not_whole(world: &World, working: usize) -> Option<String> {
     }
     let status: Vec<_> = up.iter().map(Cluster::status).collect();
     let Some(leader) = status[0].leader else {
-        return Some("replica 1 knows no leader".into());
+        return Some(format!("replica {} knows no leader", status[0].replica));
     };
     if let Some(other) = status.iter().find(|status| status.leader != Some(leader)) {
         return Some(format!(
