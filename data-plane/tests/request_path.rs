@@ -616,6 +616,53 @@ async fn what_is_wrong_with_a_request_is_said_in_openais_shape() {
     assert_eq!(events[0].charge, cost::Charge::default());
 }
 
+/// One raw exchange on a connection of its own: the status and the body.
+async fn raw(node: &Node, head: &str) -> (u16, Value) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let address = node.running.api_url.strip_prefix("http://").unwrap();
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!("{head}connection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let read = tokio::time::timeout(SOON, socket.read_to_string(&mut text));
+    read.await.unwrap().unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+#[tokio::test]
+async fn a_request_names_its_host_exactly_once() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    let authorization = format!("authorization: Bearer {}\r\n", node.key);
+    for (line, hosts, refused) in [
+        ("GET /v1/models HTTP/1.1", "host: a\r\n", false),
+        ("GET /v1/models HTTP/1.0", "", false),
+        ("GET /v1/models HTTP/1.1", "", true),
+        ("GET /v1/models HTTP/1.1", "host: a\r\nhost: b\r\n", true),
+        ("GET /v1/models HTTP/1.1", "Host: a\r\nhost: a\r\n", true),
+        ("GET /v1/models HTTP/1.0", "host: a\r\nhost: b\r\n", true),
+        ("POST /v1/chat/completions HTTP/1.1", "", true),
+        ("GET /nowhere HTTP/1.1", "", true),
+    ] {
+        let (status, body) = raw(&node, &format!("{line}\r\n{hosts}{authorization}")).await;
+        assert_eq!(
+            status,
+            if refused { 400 } else { 200 },
+            "{line} {hosts:?}: {body}"
+        );
+        if refused {
+            let error = &body["error"];
+            assert_eq!(
+                (&error["code"], &error["param"]),
+                (&json!("invalid_value"), &json!("host"))
+            );
+            assert_eq!(error["type"], "invalid_request_error");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_node_without_a_fresh_snapshot_never_says_401() {
     let provider = Scripted::start("a");

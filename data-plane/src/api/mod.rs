@@ -5,7 +5,8 @@ pub mod reply;
 
 use std::rc::Rc;
 
-use http::{HeaderMap, HeaderValue, Method, Request};
+use http::header::HOST;
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use hyper::body::Incoming;
 use tollway_shared::fault::Fault;
 
@@ -15,6 +16,9 @@ use reply::Reply;
 
 /// Answers one request.
 pub async fn route(plane: &Rc<Plane>, request: Request<Incoming>) -> Reply {
+    if let Some(fault) = wrong_host(&request) {
+        return refused(plane, &fault);
+    }
     let path = request.uri().path();
     let Some(rest) = path
         .strip_prefix("/v1/")
@@ -44,9 +48,28 @@ fn missing(request: &Request<Incoming>) -> Fault {
     }
 }
 
-fn not_found(plane: &Rc<Plane>, request: &Request<Incoming>) -> Reply {
+/// Proxies that read one `Host` and hand on another are how requests reach what they should not. HTTP/1.1 wants exactly one (RFC 9112,
+/// section 3.2); 1.0 may leave it out.
+fn wrong_host(request: &Request<Incoming>) -> Option<Fault> {
+    let detail = match request.headers().get_all(HOST).iter().count() {
+        1 => return None,
+        0 if request.version() <= Version::HTTP_10 => return None,
+        0 => "is missing; HTTP/1.1 needs this header",
+        _ => "occurs more than once; send this header once",
+    };
+    Some(Fault::InvalidField {
+        field: "host".into(),
+        detail: detail.into(),
+    })
+}
+
+fn refused(plane: &Rc<Plane>, fault: &Fault) -> Reply {
     let id = Arrival::new(&plane.dice).request_id;
-    reply::fault(&missing(request), Some(&id), HeaderMap::new())
+    reply::fault(fault, Some(&id), HeaderMap::new())
+}
+
+fn not_found(plane: &Rc<Plane>, request: &Request<Incoming>) -> Reply {
+    refused(plane, &missing(request))
 }
 
 fn not_allowed(plane: &Rc<Plane>, request: &Request<Incoming>, allow: &'static str) -> Reply {
