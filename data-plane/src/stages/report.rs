@@ -128,9 +128,7 @@ impl Record {
     /// What the tally costs so far.
     pub fn cost(&self) -> Option<NanoUsd> {
         let open = self.open.as_ref()?;
-        let mut event = (*open.event).clone();
-        settle::charge(&mut event, &self.tally, open.prompt_tokens, open.reached);
-        Some(event.charge.total)
+        settle::total(&open.event.prices, &self.tally, open.prompt_tokens, open.reached)
     }
 
     /// How many attempts were made.

@@ -1,7 +1,8 @@
 //! Real token counts → the charge, at the prices pinned at admission. PURE.
 
 use tollway_proto::usage::{UsageEvent, UsageSource};
-use tollway_shared::cost;
+use tollway_shared::cost::{self, Prices};
+use tollway_shared::money::NanoUsd;
 use tollway_shared::tokens::TokenCounts;
 
 use crate::dialects::{Tally, estimate};
@@ -9,10 +10,22 @@ use crate::dialects::{Tally, estimate};
 /// Writes counts, their source and the charge into the event.
 ///
 /// - `reached`: whether a provider may have worked on the request. A request that every provider turned away used nothing.
-/// - Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
 pub fn charge(event: &mut UsageEvent, tally: &Tally, prompt_tokens: u64, reached: bool) {
+    (event.tokens, event.usage_source) = counts(tally, prompt_tokens, reached);
+    event.estimator = (event.usage_source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
+    event.charge = if reached {
+        price(event)
+    } else {
+        cost::Charge::default()
+    };
+}
+
+/// What was used, and who says so.
+///
+/// Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
+pub fn counts(tally: &Tally, prompt_tokens: u64, reached: bool) -> (TokenCounts, UsageSource) {
     let estimated = estimate::counts(prompt_tokens, tally.text_bytes);
-    (event.tokens, event.usage_source) = match tally.usage {
+    match tally.usage {
         _ if !reached => (TokenCounts::default(), UsageSource::None),
         Some(counts) if tally.usage_is_final => (counts, UsageSource::Provider),
         Some(so_far) => {
@@ -20,13 +33,16 @@ pub fn charge(event: &mut UsageEvent, tally: &Tally, prompt_tokens: u64, reached
             (TokenCounts { output, ..so_far }, UsageSource::Estimated)
         }
         None => (estimated, UsageSource::Estimated),
-    };
-    event.estimator = (event.usage_source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
-    event.charge = if reached {
-        price(event)
-    } else {
-        cost::Charge::default()
-    };
+    }
+}
+
+/// What [`charge`] would write as the total. `None` when it is out of range: that is said once, at the end.
+pub fn total(prices: &Prices, tally: &Tally, prompt_tokens: u64, reached: bool) -> Option<NanoUsd> {
+    if !reached {
+        return Some(NanoUsd::ZERO);
+    }
+    let (tokens, _) = counts(tally, prompt_tokens, reached);
+    cost::charge(&tokens, prices).ok().map(|charge| charge.total)
 }
 
 fn price(event: &UsageEvent) -> cost::Charge {
