@@ -1,7 +1,8 @@
 //! Who asks, and whether they may.
 //!
 //! Which roles a route allows stands at its handler, in the `security` of its OpenAPI operation; this table is read from the
-//! document, so what is documented is what is enforced. A route that states nothing is closed.
+//! document, so what is documented is what is enforced. A route that states nothing is closed, but for the few that the document
+//! leaves out because they are for machines: those are named by the module that serves them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -47,8 +48,13 @@ pub(crate) struct AccessTable(BTreeMap<(String, Method), Access>);
 
 impl AccessTable {
     /// Reads the table from the paths of an OpenAPI document, as the router knows them.
-    pub(crate) fn of_document(document: &Value) -> Self {
-        let mut table = BTreeMap::new();
+    ///
+    /// - `open`: paths outside the document that anybody may read.
+    pub(crate) fn of_document(document: &Value, open: &[&str]) -> Self {
+        let mut table: BTreeMap<_, _> = open
+            .iter()
+            .map(|path| (((*path).to_owned(), Method::GET), Access::Public))
+            .collect();
         for (path, operations) in document["paths"].as_object().into_iter().flatten() {
             for (method, operation) in operations.as_object().into_iter().flatten() {
                 let Ok(method) = method.to_uppercase().parse::<Method>() else {
@@ -90,15 +96,19 @@ pub(crate) fn role(name: &str) -> Option<Role> {
     serde_json::from_value(Value::from(name)).ok()
 }
 
-/// Lets a request through to its handler, with its [`Principal`], or refuses it.
+/// Lets a request through to its handler, with its [`Principal`], or refuses it. Wraps every handler, and handlers only.
 pub(crate) async fn check(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
-    let Some(path) = request.extensions().get::<MatchedPath>() else {
-        return next.run(request).await; // no such route: the fallback says so
-    };
-    let access = api.access.find(path.as_str(), request.method()).cloned();
+    let route = request.extensions().get::<MatchedPath>();
+    let access = route.and_then(|path| api.access.find(path.as_str(), request.method()));
     let roles = match access {
-        None | Some(Access::Public) => return next.run(request).await,
-        Some(Access::Roles(roles)) => roles,
+        Some(Access::Public) => return next.run(request).await,
+        Some(Access::Roles(roles)) => roles.clone(),
+        None => {
+            tracing::error!(method = %request.method(), path = request.uri().path(), "a route that states no access was asked for");
+            let detail =
+                "this route does not say who may call it, so nobody may; its omission is a fault of ours";
+            return Fault::new(ProblemCode::Internal, detail).into_response();
+        }
     };
     match api.principal(request.headers()).await {
         Err(fault) => fault.into_response(),

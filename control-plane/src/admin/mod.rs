@@ -111,14 +111,18 @@ pub fn router(cluster: Cluster, root: Key, fleet: Arc<dyn Fleet>, stopping: Canc
         root,
         fleet,
         stopping,
-        access: AccessTable::of_document(&document),
+        access: AccessTable::of_document(&document, &ops::OPEN),
         document: published.into(),
     });
+    guarded(routes.merge(ops::routes()), api)
+}
+
+/// Puts the check in front of every handler. The fallbacks come after it, so they answer anybody: they tell what the document tells.
+fn guarded(routes: Router<Arc<Api>>, api: Arc<Api>) -> Router {
     routes
-        .merge(ops::routes())
+        .route_layer(from_fn_with_state(api.clone(), auth::check))
         .fallback(unknown_route)
         .method_not_allowed_fallback(unknown_method)
-        .layer(from_fn_with_state(api.clone(), auth::check))
         .layer(from_fn(observe))
         .with_state(api)
 }

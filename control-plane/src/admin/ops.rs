@@ -11,6 +11,9 @@ use axum::routing::get;
 use super::Api;
 use crate::metrics;
 
+/// What anybody may read.
+pub(crate) const OPEN: [&str; 4] = ["/livez", "/readyz", "/metrics", "/admin/v1/openapi.json"];
+
 async fn livez() -> &'static str {
     "ok\n"
 }
@@ -39,7 +42,7 @@ async fn openapi(Shared(api): Shared<Arc<Api>>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], api.document.clone()).into_response()
 }
 
-/// The routes for machines.
+/// The routes for machines. Each stands in [`OPEN`] too.
 pub(crate) fn routes() -> Router<Arc<Api>> {
     Router::new()
         .route("/livez", get(livez))

@@ -754,6 +754,46 @@ async fn every_route_lets_in_exactly_the_roles_it_documents() {
 }
 
 #[tokio::test]
+async fn a_route_that_states_no_access_is_closed_to_everybody() {
+    let mut world = World::start().await;
+    let document = json!({"paths": {
+        "/admin/v1/stated": {"get": {"security": [{auth::SCHEME: ["owner"]}]}},
+        "/admin/v1/forgotten": {"get": {}, "put": {"security": []}},
+    }});
+    let api = super::Api {
+        cluster: world.cluster.clone(),
+        root: Key::new([7; 32]),
+        fleet: Arc::new(NoFleet),
+        stopping: CancellationToken::new(),
+        access: auth::AccessTable::of_document(&document, &["/open"]),
+        document: axum::body::Bytes::new(),
+    };
+    let handler = || axum::routing::get(|| async { "{}" });
+    let routes = Router::new()
+        .route("/open", handler())
+        .route("/admin/v1/stated", handler())
+        .route("/admin/v1/forgotten", handler().put(|| async { "{}" }))
+        .route("/admin/v1/unknown/{id}", handler());
+    world.router = super::guarded(routes, Arc::new(api));
+    world.call("GET", "stated", None).await.ok();
+    world.call("PUT", "forgotten", None).await.ok();
+    for path in ["forgotten", "unknown/1"] {
+        for method in ["GET", "HEAD"] {
+            let reply = world.call(method, path, None).await;
+            assert_eq!(reply.status, 500, "{method} {path}");
+        }
+    }
+    world
+        .call("DELETE", "unknown/1", None)
+        .await
+        .refused(405, "method_not_allowed");
+    let open = |method: &str| Request::builder().method(method).uri("/open").body(Body::empty());
+    for method in ["GET", "HEAD"] {
+        assert_eq!(world.send(open(method).unwrap()).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn usage_is_summed_by_what_is_asked_for() {
     let world = World::filled().await;
     let spend = crate::state::samples::spend(0, 10, 5);
