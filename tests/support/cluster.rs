@@ -20,6 +20,8 @@ use crate::wait;
 pub const PARTITIONS: i32 = 6;
 /// The usage topic.
 pub const TOPIC: &str = tollway_proto::usage::TOPIC;
+/// Lines of each log that a failed test shows.
+const LOG_LINES_SHOWN: usize = 15;
 /// How long a process may take to be ready on a busy machine.
 const READY: Duration = Duration::from_secs(60);
 
@@ -280,7 +282,6 @@ impl Cluster {
             ops_url: format!("http://127.0.0.1:{}", ports.1),
         };
         member.start()?;
-        member.ready(&self.http).await;
         self.nodes.push(Node {
             member,
             id,
@@ -288,6 +289,8 @@ impl Cluster {
             api_url: format!("http://127.0.0.1:{}/v1", ports.0),
             data_dir: home,
         });
+        let node = self.nodes.last().context("it was pushed a line ago")?;
+        node.member.ready(&self.http).await;
         Ok(())
     }
 
@@ -391,11 +394,22 @@ impl Cluster {
         let id = status["leader"].as_u64().context("a leader")?;
         Ok(usize::try_from(id)? - 1)
     }
+}
 
-    /// Keeps the folder of a failed test and says where it is.
-    pub fn keep(mut self) -> PathBuf {
+impl Drop for Cluster {
+    /// A failed test keeps its folder, and shows the end of every log.
+    fn drop(&mut self) {
+        if !std::thread::panicking() && std::env::var_os("TOLLWAY_KEEP").is_none() {
+            return;
+        }
         self.dir.disable_cleanup(true);
-        self.dir.path().to_owned()
+        eprintln!("kept: {}", self.dir.path().display());
+        for member in self.replicas.iter().chain(self.nodes.iter().map(|node| &node.member)) {
+            let log = member.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let end = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+            eprintln!("--- {}\n{}", member.name, end.join("\n"));
+        }
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) fn init(state: &mut State, step: &mut Step<'_>, init: &InitCluster) -
     });
     state.last_replica = 1; // the one that makes the cluster
     state.version = VERSION;
+    // An empty catalog is a revision too: a node of a new cluster has something to serve, and is ready.
+    state.revision = step.revision;
     Ok(())
 }
 
