@@ -6,10 +6,8 @@
 //! | [`session`] | pure: what to send to one node next |
 //! | [`serve`] | the gRPC service: one task and bounded queues per node, so a slow one holds up nobody |
 //! | [`fleet`] | the nodes connected to this replica, and what they run |
-//! | [`extras`] | what other replicas may ask: who is connected here, a certificate |
 
 pub mod build;
-pub mod extras;
 pub mod fleet;
 pub mod serve;
 pub mod session;
