@@ -4,6 +4,8 @@
 //! `UPDATE_README=1 cargo test -p tollway-tests --test tidy -- --test-threads=1` rewrites the tables instead of
 //! comparing them.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The request path as a list. Every chat route runs through [`serve`]; there is no other way to a provider.
+//! The request path as a list. Every chat route runs through [`handle`]; there is no other way to a provider.
 
 use std::cell::Cell;
 use std::panic::AssertUnwindSafe;

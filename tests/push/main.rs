@@ -1,5 +1,7 @@
 //! A replica and a node in one process, over real Raft and mutual TLS on loopback: join, follow, stop, restart alone, renew, leave.
 
+#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;

@@ -404,7 +404,11 @@ impl Drop for Cluster {
         }
         self.dir.disable_cleanup(true);
         eprintln!("kept: {}", self.dir.path().display());
-        for member in self.replicas.iter().chain(self.nodes.iter().map(|node| &node.member)) {
+        for member in self
+            .replicas
+            .iter()
+            .chain(self.nodes.iter().map(|node| &node.member))
+        {
             let log = member.log();
             let lines: Vec<&str> = log.lines().collect();
             let end = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];

@@ -2,12 +2,12 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`propose`] | writes and linearizable reads, from any replica |
-//! | [`members`] | making a cluster, adding and removing replicas, who leads |
-//! | [`machine`], [`changes`], [`checkpoint`] | the applied state, what changed lately, checkpoints |
-//! | [`log`] | the log on disk |
-//! | [`network`], [`serve`], [`service`], [`message`] | messages between replicas: out, in, over gRPC, their form |
-//! | [`types`] | the library's types and our stored form of them |
+//! | `propose` | writes and linearizable reads, from any replica |
+//! | `members` | making a cluster, adding and removing replicas, who leads |
+//! | `machine`, `changes`, `checkpoint` | the applied state, what changed lately, checkpoints |
+//! | `log` | the log on disk |
+//! | `network`, `serve`, `service`, `message` | messages between replicas: out, in, over gRPC, their form |
+//! | `types` | the library's types and our stored form of them |
 //!
 //! Promises: a write that was answered is on the disks of a majority; a barrier that passed has applied every write answered before
 //! it was asked for; a replica whose disk is in doubt stops ([`EXIT_STORAGE`]) and never guesses.

@@ -5,7 +5,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`join`] | a join token → an identity |
+//! | [`mod@join`] | a join token → an identity |
 //! | [`renew`] | a new certificate at two thirds of the old one's life |
 //! | [`tls`] | mutual TLS to the control plane; the authority that a join token pins |
 
@@ -118,7 +118,7 @@ impl Identity {
         folder(data_dir).join("member.json").exists()
     }
 
-    /// Reads what [`join`] wrote.
+    /// Reads what [`join()`] wrote.
     pub fn load(data_dir: &Path) -> Result<Self, IdentityFault> {
         if !Self::exists(data_dir) {
             return Err(IdentityFault::NotJoined(data_dir.display().to_string()));

@@ -1,4 +1,4 @@
-//! The request path, one file per stage, in the order of [`crate::pipeline::serve`].
+//! The request path, one file per stage, in the order of [`crate::pipeline::handle`].
 
 pub mod admit;
 pub mod attempt;

@@ -1,7 +1,7 @@
 //! The writing side of the spool: one [`Writer`] per core, one write(2) per record, no wait for the disk.
 //!
 //! What it promises: a record that was taken survives `kill -9` of the process at once, and loss of power once the group fsync
-//! ([`super::sync`]) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
+//! (`sync`) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
 //! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
 
 use std::collections::VecDeque;

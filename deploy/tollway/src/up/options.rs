@@ -25,7 +25,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) demo: bool,
     /// An OpenAI-compatible server, such as gpu=http://10.0.0.5:8000/v1; its models are read from /models; a key
-    /// for it is taken from TOLLWAY_UPSTREAM_KEY_<NAME>; may be repeated
+    /// for it is taken from `TOLLWAY_UPSTREAM_KEY_<NAME>`; may be repeated
     #[arg(long = "upstream", value_name = "NAME=URL", value_parser = upstream)]
     pub(crate) upstreams: Vec<Upstream>,
     /// What models of local servers and --upstream cost, US dollars per million prompt and completion tokens
