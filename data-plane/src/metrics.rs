@@ -39,6 +39,16 @@ pub const PANICS_TOTAL: &str = "tollway_panics_total";
 pub const SNAPSHOT_VERSION: &str = "tollway_snapshot_version";
 /// Seconds since the control plane was last heard of.
 pub const SNAPSHOT_AGE: &str = "tollway_snapshot_age_seconds";
+/// 1 while a control peer's stream is open, 0 otherwise.
+pub const CONTROL_CONNECTED: &str = "tollway_control_plane_connected";
+/// Whole snapshots taken into use.
+pub const SNAPSHOT_FULLS_TOTAL: &str = "tollway_snapshot_fulls_total";
+/// Deltas taken into use.
+pub const SNAPSHOT_DELTAS_TOTAL: &str = "tollway_snapshot_deltas_total";
+/// Changed resources in these deltas.
+pub const SNAPSHOT_CHANGES_TOTAL: &str = "tollway_snapshot_changes_total";
+/// Snapshots and deltas refused.
+pub const SNAPSHOT_REJECTED_TOTAL: &str = "tollway_snapshot_rejected_total";
 /// 1, by `version`.
 pub const BUILD_INFO: &str = "tollway_build_info";
 
@@ -104,6 +114,22 @@ fn describe() {
         Unit::Seconds,
         "Since the control plane was last heard of"
     );
+    metrics::describe_gauge!(CONTROL_CONNECTED, "Whether a control peer's stream is open");
+    metrics::describe_counter!(SNAPSHOT_FULLS_TOTAL, "Whole snapshots taken into use");
+    metrics::describe_counter!(SNAPSHOT_DELTAS_TOTAL, "Deltas taken into use");
+    metrics::describe_counter!(
+        SNAPSHOT_CHANGES_TOTAL,
+        "Changed resources in deltas taken into use"
+    );
+    metrics::describe_counter!(SNAPSHOT_REJECTED_TOTAL, "Snapshots and deltas refused");
+    for name in [
+        SNAPSHOT_FULLS_TOTAL,
+        SNAPSHOT_DELTAS_TOTAL,
+        SNAPSHOT_CHANGES_TOTAL,
+        SNAPSHOT_REJECTED_TOTAL,
+    ] {
+        counter!(name).absolute(0);
+    }
     gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 

@@ -86,7 +86,7 @@ async fn provider_kafka_ledger_and_api_agree_to_the_nano_dollar() -> Result<()> 
             }
             None => assert!(answer.is_good(), "{call:?}: {answer:?}"),
         }
-        let told_usage = answer.body.contains("\"usage\"");
+        let told_usage = answer.body.contains("\"usage\":{");
         let wants_usage = call.stream != Some(Usage::NotAsked);
         if call.hang_up_after.is_none() {
             assert_eq!(

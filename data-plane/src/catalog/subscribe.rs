@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use metrics::{counter, gauge};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -31,6 +32,10 @@ use super::disk::Disk;
 use super::intake::{Action, Caps, Intake};
 use super::trial::{LASTED, Trial};
 use crate::clock;
+use crate::metrics::{
+    CONTROL_CONNECTED, SNAPSHOT_CHANGES_TOTAL, SNAPSHOT_DELTAS_TOTAL, SNAPSHOT_FULLS_TOTAL,
+    SNAPSHOT_REJECTED_TOTAL,
+};
 
 /// Longest wait before the first new attempt.
 const FIRST_RETRY_MAX: Duration = Duration::from_millis(250);
@@ -187,7 +192,10 @@ impl Node {
             last = match self.connect(peer).await {
                 Ok((answers, stream)) => {
                     tracing::info!(%peer, "connected to the control plane");
-                    self.listen(answers, stream).await
+                    gauge!(CONTROL_CONNECTED).set(1.0);
+                    let ended = self.listen(answers, stream).await;
+                    gauge!(CONTROL_CONNECTED).set(0.0);
+                    ended
                 }
                 Err(ended) => ended,
             };
@@ -311,6 +319,7 @@ impl Node {
 
     /// Does what the intake says. A panic in it costs one message, not the node.
     fn take_in(&mut self, message: ControlMessage, answers: &mpsc::Sender<NodeMessage>) {
+        let form = Form::of(&message);
         let intake = &mut self.intake;
         let Ok(action) = catch_unwind(AssertUnwindSafe(|| intake.feed(message))) else {
             tracing::error!("a message of the control plane could not be taken in");
@@ -320,9 +329,13 @@ impl Node {
         match action {
             None => {}
             Some(Action::Stop(stops)) => self.live.set_stops(stops),
-            Some(Action::Install { snapshot, ack }) => self.install(snapshot, ack, answers),
+            Some(Action::Install { snapshot, ack }) => {
+                form.count();
+                self.install(snapshot, ack, answers);
+            }
             Some(Action::Ack(ack)) => answer(answers, Says::Ack(ack)),
             Some(Action::Nack(nack)) => {
+                counter!(SNAPSHOT_REJECTED_TOTAL).increment(1);
                 let reason = nack.reasons.first();
                 tracing::warn!(
                     revision = nack.rejected_revision,
@@ -392,6 +405,34 @@ impl Node {
             self.contact_noted = Some(Instant::now());
             if let Err(fault) = self.disk.note_contact(now) {
                 tracing::warn!(%fault, "the time of the last contact cannot be noted");
+            }
+        }
+    }
+}
+
+/// In which form a new revision came, for the counters.
+#[derive(Clone, Copy)]
+enum Form {
+    Full,
+    Delta { changes: u64 },
+}
+
+impl Form {
+    fn of(message: &ControlMessage) -> Self {
+        match &message.message {
+            Some(Hears::Delta(delta)) => Self::Delta {
+                changes: delta.changes.len() as u64,
+            },
+            _ => Self::Full,
+        }
+    }
+
+    fn count(self) {
+        match self {
+            Self::Full => counter!(SNAPSHOT_FULLS_TOTAL).increment(1),
+            Self::Delta { changes } => {
+                counter!(SNAPSHOT_DELTAS_TOTAL).increment(1);
+                counter!(SNAPSHOT_CHANGES_TOTAL).increment(changes);
             }
         }
     }
