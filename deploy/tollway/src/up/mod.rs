@@ -124,6 +124,7 @@ async fn serve(
         model,
         data_dir: data_dir.to_owned(),
     };
+    arrived(&client).await?;
     listed(&quickstart).await?;
     if !options.no_request {
         first_request(&client, &quickstart, &planes.usage_log).await;
@@ -145,6 +146,28 @@ async fn first_request(client: &Client, quickstart: &Quickstart, usage_log: &Pat
     };
     if let Err(error) = followed.await {
         say!("tollway: the first request did not go through: {error:#}");
+    }
+}
+
+/// Waits until the node runs on everything that was written so far: on a second start it serves its disk copy first, in
+/// which the demo provider may have another address.
+async fn arrived(client: &Client) -> Result<(), Failure> {
+    let wanted = client.get("cluster").await?["revision"].as_u64();
+    let deadline = tokio::time::Instant::now() + CATALOG_MAX;
+    loop {
+        let nodes = client.pages("nodes").await?;
+        let revision = |row: &&serde_json::Value| row["connection"]["revision"].as_u64();
+        if crate::output::rows(&nodes)
+            .iter()
+            .any(|row| revision(row) >= wanted)
+        {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            let waited = CATALOG_MAX.as_secs();
+            return Err(anyhow::anyhow!("the node has not taken in the catalog after {waited} s").into());
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
