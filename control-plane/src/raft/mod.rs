@@ -67,7 +67,8 @@ const HANDOVER_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timings {
-    /// Milliseconds between a leader's signs of life.
+    /// Milliseconds between a leader's signs of life. An append that takes longer than three quarters of it is given up and sent
+    /// again, so it must be well above a slow disk's fsync.
     pub heartbeat_ms: u64,
     /// Milliseconds without one before a replica stands for election: between this and twice this, drawn each time.
     pub election_timeout_ms: u64,
@@ -82,8 +83,8 @@ pub struct Timings {
 impl Default for Timings {
     fn default() -> Self {
         Self {
-            heartbeat_ms: 100,
-            election_timeout_ms: 500,
+            heartbeat_ms: 250,
+            election_timeout_ms: 1_000,
             checkpoint_entries: 20_000,
             kept_entries: 1_000,
             install_timeout_ms: 60_000,
