@@ -127,6 +127,8 @@ pub struct KafkaSource {
     reached: BTreeMap<i32, i64>,
     /// The topic was made, or found to be as configured.
     ensured: bool,
+    /// Brokers are away, and that was said.
+    away: bool,
 }
 
 impl KafkaSource {
@@ -147,6 +149,7 @@ impl KafkaSource {
             consumer: Arc::new(consumer),
             reached: BTreeMap::new(),
             ensured: false,
+            away: false,
         })
     }
 
@@ -235,6 +238,14 @@ impl UsageSource for KafkaSource {
                         self.out_of_range().await?;
                         break;
                     }
+                    // The library connects again by itself, and tells of every try: starting over for each would wait a backoff
+                    // for each, long after the brokers are back.
+                    Ok(Err(fault)) if passes(&fault) => {
+                        if !std::mem::replace(&mut self.away, true) {
+                            tracing::warn!(error = %fault, "Kafka is not reachable; usage events are counted once it is");
+                        }
+                        continue;
+                    }
                     Ok(Err(fault)) => {
                         if records.is_empty() {
                             return Err(self.topic.fault(fault));
@@ -250,6 +261,9 @@ impl UsageSource for KafkaSource {
                     value: message.payload().unwrap_or_default().to_vec(),
                 };
                 self.reached.insert(record.partition, record.next);
+                if std::mem::replace(&mut self.away, false) {
+                    tracing::info!("Kafka gives usage events again");
+                }
                 records.push(record);
             }
             Ok(records)
@@ -263,6 +277,18 @@ impl UsageSource for KafkaSource {
             Ok(marks.into_iter().map(lag).collect())
         })
     }
+}
+
+/// Whether a fault is only about a connection.
+fn passes(fault: &KafkaError) -> bool {
+    matches!(
+        fault.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::AllBrokersDown
+                | RDKafkaErrorCode::OperationTimedOut
+        )
+    )
 }
 
 async fn blocking<T: Send + 'static>(
