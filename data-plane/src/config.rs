@@ -133,7 +133,7 @@ pub struct Drain {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            data_dir: PathBuf::from("/var/lib/tollway/data"),
+            data_dir: PathBuf::from("/var/lib/tollway-data"),
             api: Api::default(),
             ops: Ops::default(),
             control: Control::default(),
