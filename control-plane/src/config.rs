@@ -7,12 +7,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::secret;
 
 use crate::ledger;
 use crate::raft::Timings;
-
-/// What is printed in place of a secret.
-const HIDDEN: &str = "***";
 
 /// Everything a replica is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,14 +274,7 @@ impl Config {
     /// What is in force, as TOML, with secrets hidden.
     pub fn printed(&self) -> String {
         let mut shown = self.clone();
-        for (name, setting) in &mut shown.usage.kafka {
-            if ["password", "secret", "key.pem", "oauthbearer", "token"]
-                .iter()
-                .any(|word| name.contains(word))
-            {
-                HIDDEN.clone_into(setting);
-            }
-        }
+        shown.usage.kafka = secret::shown_settings(&shown.usage.kafka);
         toml::to_string_pretty(&shown).unwrap_or_else(|error| format!("# cannot be printed: {error}\n"))
     }
 

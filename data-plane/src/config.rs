@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::secret;
 
 use crate::usage;
 
@@ -287,6 +288,13 @@ impl Config {
         })
     }
 
+    /// What is in force, as TOML, with secrets hidden.
+    pub fn printed(&self) -> String {
+        let mut shown = self.clone();
+        shown.usage.kafka = secret::shown_settings(&shown.usage.kafka);
+        toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be printed: {error}\n"))
+    }
+
     /// How many cores serve.
     pub fn threads(&self) -> usize {
         match self.server.threads {
@@ -328,8 +336,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_can_be_read_again() {
-        let printed = toml::to_string(&Config::default()).unwrap();
-        assert!(Config::parse(&printed, Path::new("printed")).is_ok(), "{printed}");
+    fn what_is_printed_can_be_read_again_and_holds_no_secret() {
+        let path = Path::new("printed");
+        let text = "[usage.kafka]\n\"sasl.password\" = \"hunter2\"\n\"sasl.username\" = \"u\"\n";
+        let printed = Config::parse(text, path).unwrap().printed();
+        assert!(
+            !printed.contains("hunter2") && printed.contains("***"),
+            "{printed}"
+        );
+        let again = Config::parse(&printed, path).unwrap();
+        assert_eq!(again.usage.kafka["sasl.username"], "u");
+        assert_eq!(again.printed(), printed);
+    }
+
+    #[test]
+    fn the_sample_file_is_valid_and_keeps_its_data_where_the_default_does() {
+        let sample = include_str!("../../deploy/config/data.toml");
+        let sample = Config::parse(sample, Path::new("data.toml")).unwrap();
+        assert_eq!(sample.data_dir, Config::default().data_dir);
     }
 }

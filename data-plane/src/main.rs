@@ -39,7 +39,13 @@ enum Command {
         node: Option<String>,
     },
     /// Runs the node whose identity is in the data folder.
-    Run(Settings),
+    Run {
+        #[command(flatten)]
+        settings: Settings,
+        /// Prints the configuration that is in force and ends, as `config` does.
+        #[arg(long)]
+        print_config: bool,
+    },
     /// Checks the settings and prints what is in force.
     Config(Settings),
 }
@@ -83,8 +89,12 @@ fn main() -> Result<()> {
     // One provider of cryptography in the process; an error means that it was chosen already.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Cli::parse().command {
-        Command::Config(settings) => {
-            print!("{}", toml::to_string(&settings.load()?)?);
+        Command::Config(settings)
+        | Command::Run {
+            settings,
+            print_config: true,
+        } => {
+            print!("{}", settings.load()?.printed());
             Ok(())
         }
         Command::Join {
@@ -93,7 +103,7 @@ fn main() -> Result<()> {
             token,
             node,
         } => block_on(join(settings.load()?, control, token, node)),
-        Command::Run(settings) => block_on(run(settings.load()?)),
+        Command::Run { settings, .. } => block_on(run(settings.load()?)),
     }
 }
 

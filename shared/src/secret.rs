@@ -1,8 +1,25 @@
 //! Values that must not be printed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use zeroize::Zeroize;
+
+/// What is printed in place of a secret.
+pub const HIDDEN: &str = "***";
+
+/// Parts of the names of librdkafka's settings whose values are secrets.
+const SECRET_SETTINGS: [&str; 5] = ["password", "secret", "key.pem", "oauthbearer", "token"];
+
+/// Settings for librdkafka as they may be shown: passwords, private keys and tokens are hidden.
+pub fn shown_settings(settings: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let is_secret = |name: &str| SECRET_SETTINGS.iter().any(|word| name.contains(word));
+    let shown = settings.iter().map(|(name, value)| {
+        let value = if is_secret(name) { HIDDEN } else { value };
+        (name.clone(), value.to_owned())
+    });
+    shown.collect()
+}
 
 /// A secret: prints as `***` and is wiped from memory when dropped.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -28,12 +45,12 @@ impl<T: Zeroize> Drop for Secret<T> {
 
 impl<T: Zeroize> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(HIDDEN)
     }
 }
 
 impl<T: Zeroize> fmt::Display for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
+        f.write_str(HIDDEN)
     }
 }
