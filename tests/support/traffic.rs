@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use serde_json::json;
 
+/// How long a caller keeps an unused connection: less than any deadline of a node, so that no request is sent on a connection that
+/// is just being closed.
+const KEPT_IDLE: Duration = Duration::from_secs(2);
 /// The longest a caller waits for one answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
@@ -117,6 +120,7 @@ pub fn client() -> reqwest::Client {
     crate::install_crypto();
     reqwest::Client::builder()
         .timeout(ANSWER_WITHIN)
+        .pool_idle_timeout(KEPT_IDLE)
         .tcp_nodelay(true)
         .build()
         .expect("a plain client needs nothing from outside")
@@ -137,12 +141,16 @@ pub async fn send(client: &reqwest::Client, api_url: &str, key: &str, call: &Cal
         end: AnswerEnd::Unreachable,
         took: Duration::ZERO,
     };
-    if let Ok(response) = request.send().await {
-        answer.status = Some(response.status().as_u16());
-        answer.headers = response.headers().clone();
-        let id = response.headers().get("x-tollway-request-id");
-        answer.request_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
-        read(response, call, &mut answer).await;
+    match request.send().await {
+        Ok(response) => {
+            answer.status = Some(response.status().as_u16());
+            answer.headers = response.headers().clone();
+            let id = response.headers().get("x-tollway-request-id");
+            answer.request_id = id.and_then(|id| id.to_str().ok()).map(str::to_owned);
+            read(response, call, &mut answer).await;
+        }
+        // What the connection's end looked like, for a test that fails on it.
+        Err(error) => answer.body = format!("{error:?}"),
     }
     answer.took = begun.elapsed();
     answer
