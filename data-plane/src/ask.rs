@@ -225,6 +225,11 @@ fn as_fault(fault: &serde_json::Error) -> Fault {
     if let Some((field, detail)) = what.strip_prefix(INVALID).and_then(|rest| rest.split_once(' ')) {
         return invalid(field, detail.into());
     }
+    // What `expecting` of a part says. Its words come last, so that no text of the caller is taken for them.
+    let expected = what.rsplit_once(", expected `").map(|(_, expected)| expected);
+    if let Some((field, wanted)) = expected.and_then(|expected| expected.split_once("` as ")) {
+        return invalid(field, format!("must be {wanted}"));
+    }
     let place = if place.is_empty() {
         String::new()
     } else {
@@ -466,6 +471,14 @@ mod tests {
             (
                 r#"{"model":"a/b","messages":[]}"#.into(),
                 "invalid_value messages",
+            ),
+            (
+                r#"{"model":"a/b","messages":"x, expected `y` as z"}"#.into(),
+                "invalid_value messages",
+            ),
+            (
+                r#"{"model":"a/b","messages":[1]}"#.into(),
+                "invalid_value messages[0]",
             ),
             (
                 r#"{"model":"a/b","messages":[{"content":""}]}"#.into(),

@@ -93,7 +93,7 @@ impl Parser {
 
     /// Where the first block ends, its blank line included.
     fn block_end(&mut self) -> Result<Option<usize>, SseFault> {
-        if self.after_cr && !self.window.is_empty() {
+        if self.after_cr && self.window.len() > self.scanned {
             // The LF of a CRLF that was split between two reads.
             self.after_cr = false;
             if self.window[self.scanned..].first() == Some(&b'\n') {
@@ -240,6 +240,29 @@ mod tests {
             "\n\n\ndata: a\n\n\n\ndata\n\ndata: [DONE]",
             &[("", "a"), ("", ""), ("", "[DONE]")],
         );
+    }
+
+    #[test]
+    fn asking_between_a_cr_and_its_lf_changes_no_event() {
+        let body = b"data: a\r\n\r\n: note\r\n\r\nevent: x\r\ndata: b\r\n\r\n";
+        let mut parser = Parser::default();
+        let mut raw = Vec::new();
+        for byte in body {
+            parser.push(Bytes::copy_from_slice(&[*byte]));
+            // A reader that finds nothing to read asks again.
+            for _ in 0..3 {
+                raw.extend(parser.next_frame().unwrap().map(|frame| frame.raw));
+            }
+        }
+        assert_eq!(
+            raw,
+            [
+                &b"data: a\r\n\r\n"[..],
+                b": note\r\n\r\n",
+                b"event: x\r\ndata: b\r\n\r\n"
+            ]
+        );
+        assert_eq!(parser.finish(), None);
     }
 
     #[test]

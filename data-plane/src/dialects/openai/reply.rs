@@ -12,8 +12,8 @@ use crate::dialects::{Reply, ReplyFault, Tally};
 struct Body<'a> {
     #[serde(borrow, default)]
     choices: Option<Vec<Choice<'a>>>,
-    #[serde(default)]
-    usage: Option<Usage>,
+    #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
 }
@@ -48,7 +48,10 @@ pub fn read(body: Bytes) -> Result<Reply, ReplyFault> {
     let length = |raw: Option<&RawValue>| raw.map_or(0, |raw| raw.get().len().saturating_sub(2) as u64);
     let texts = choices.iter().filter_map(|choice| choice.message.as_ref());
     let tally = Tally {
-        usage: parsed.usage.and_then(|usage| usage.counts()),
+        // Counts that cannot be read do not spoil an answer: it is estimated, as a stream's would be.
+        usage: parsed
+            .usage
+            .and_then(|usage| serde_json::from_str::<Usage>(usage.get()).ok()?.counts()),
         usage_is_final: true,
         text_bytes: texts
             .map(|m| {
@@ -80,6 +83,18 @@ mod tests {
         assert_eq!(reply.tally.usage.map(|u| (u.input, u.output)), Some((3, 1)));
         assert_eq!(reply.tally.text_bytes, 3);
         assert_eq!(reply.tally.finish_reason.as_deref(), Some("stop"));
+    }
+
+    #[test]
+    fn counts_that_cannot_be_read_leave_the_answer_whole() {
+        let body = Bytes::from_static(
+            br#"{"choices":[{"message":{"content":"hey"}}],"usage":{"prompt_tokens":-5,"completion_tokens":"x"}}"#,
+        );
+        let reply = read(body.clone()).unwrap();
+        assert_eq!(
+            (reply.body, reply.tally.usage, reply.tally.text_bytes),
+            (body, None, 3)
+        );
     }
 
     #[test]

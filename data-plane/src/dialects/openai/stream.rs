@@ -62,7 +62,8 @@ impl Stream {
         match first {
             None => return Emit::Skip,
             Some(b'[') if data.trim_ascii() == b"[DONE]" => return Emit::Done,
-            Some(b'{') => {}
+            // Not parsed, which every event would pay for; what was cut short or never was an object does not end like one.
+            Some(b'{') if data.trim_ascii_end().ends_with(b"}") => {}
             Some(_) => return Emit::Garbled,
         }
         let text: u64 = TEXTS.iter().map(|finder| text_bytes(finder, data)).sum();
@@ -209,7 +210,12 @@ mod tests {
         );
         assert!(matches!(&emits[..], [Emit::Pass(_)]), "{emits:?}");
         assert_eq!(tally.usage, None);
-        let (emits, _) = run(false, "data: oops\n\n");
-        assert_eq!(emits, [Emit::Garbled]);
+        for garbled in [
+            "data: oops\n\n",
+            "data: {{{oops\n\n",
+            "data: {\"choices\":[{\"delta\":{\n\n",
+        ] {
+            assert!(matches!(&run(false, garbled).0[..], [Emit::Garbled]), "{garbled}");
+        }
     }
 }
