@@ -343,15 +343,17 @@ pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> 
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
-        body_fault(&path, error.inner())
+        // For a number where a word is expected the reader says that there is no value; the body is JSON all the same.
+        let json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+        body_fault(&path, error.inner(), json)
     })?;
-    reader.end().map_err(|error| body_fault(".", &error))?;
+    reader.end().map_err(|error| body_fault(".", &error, false))?;
     Ok(value)
 }
 
-fn body_fault(path: &str, error: &serde_json::Error) -> Fault {
+fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
     let text = error.to_string();
-    if !error.is_data() {
+    if !error.is_data() && !json {
         return Fault::new(
             ProblemCode::MalformedJson,
             format!("the body is not JSON: {text}"),
@@ -387,6 +389,11 @@ fn body_fault(path: &str, error: &serde_json::Error) -> Fault {
     }
     let field = path.trim_matches('.');
     let field = if field.is_empty() { "body" } else { field };
+    let what = if error.is_data() {
+        what
+    } else {
+        "is of the wrong type"
+    };
     Fault::at(ProblemCode::Invalid, field, format!("`{field}`: {what}"))
 }
 

@@ -506,6 +506,13 @@ async fn a_refused_body_names_its_field() {
             "models[1]",
         ),
         ("POST", "join-tokens", json!({"kind": "node"}), "region"),
+        ("POST", "join-tokens", json!({"kind": 1}), "kind"),
+        (
+            "PUT",
+            "providers/p",
+            json!({"dialect": true, "base_url": "https://a.example"}),
+            "dialect",
+        ),
         (
             "POST",
             "join-tokens",
