@@ -96,7 +96,12 @@ impl Live {
     }
 
     /// Puts stops in force.
-    pub fn set_stops(&self, stops: Stops) {
+    pub fn set_stops(&self, mut stops: Stops) {
+        // Earlier ones stay until the snapshot in use covers them: the one that does may still be on its way to the disk.
+        let held = self.0.stops.load();
+        stops.revision = stops.revision.max(held.revision);
+        stops.keys.extend(held.keys.iter().copied());
+        stops.budgets.extend(held.budgets.iter().cloned());
         self.0.stops.store(Arc::new(stops));
     }
 
@@ -132,8 +137,18 @@ mod tests {
         live.set_stops(stops.clone());
         live.set_snapshot(at(6), clock::now());
         assert_eq!(**live.stops(), stops);
-        live.set_snapshot(at(7), clock::now());
+        live.set_stops(Stops {
+            revision: Revision(8),
+            keys: HashSet::from([[2; 32]]),
+            budgets: HashSet::new(),
+        });
+        let stopped = |digest| live.stops().keys.contains(&[digest; 32]);
+        assert!(
+            stopped(1) && stopped(2),
+            "a later stop does not let an earlier key in again"
+        );
+        live.set_snapshot(at(8), clock::now());
         assert!(live.stops().is_empty());
-        assert_eq!(live.snapshot().map(|s| s.revision), Some(Revision(7)));
+        assert_eq!(live.snapshot().map(|s| s.revision), Some(Revision(8)));
     }
 }
