@@ -24,6 +24,8 @@ use crate::usage::Usage;
 
 /// Deadline of a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed `accept`: one for want of file descriptors fails again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How often the histograms' waiting values are folded in, scraped or not.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,10 @@ pub async fn serve(ops: Arc<Ops>, listener: TcpListener, cancel: CancellationTok
                 continue;
             }
         };
-        let Ok((stream, _)) = accepted else { continue };
+        let Ok((stream, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
         let (ops, cancel) = (ops.clone(), cancel.clone());
         tokio::spawn(async move {
             let service = service_fn(|request| {
