@@ -191,17 +191,18 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn install_snapshot(&mut self, meta: &Meta, bytes: Bytes) -> Result<(), io::Error> {
-        let shelf = self.shelf.clone();
+        let (shelf, said) = (self.shelf.clone(), meta.last_log_id);
         let checkpoint = off_thread(self.shelf.blocks(), move || {
             let checkpoint = Checkpoint::decode(&bytes)?;
             check_version(&checkpoint.state)?;
+            // Before it is kept: what is refused here must not be what the next start begins with.
+            if checkpoint.at != said {
+                return Err(damaged("the checkpoint is of another position than was said"));
+            }
             shelf.put(checkpoint.at, bytes)?;
             Ok(checkpoint)
         })
         .await?;
-        if checkpoint.at != meta.last_log_id {
-            return Err(damaged("the checkpoint is of another position than was said"));
-        }
         self.current = checkpoint;
         let revision = self.current.state.revision;
         *self
@@ -267,5 +268,31 @@ async fn off_thread<T: Send + 'static>(
             .map_err(io::Error::other)?
     } else {
         work()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::LogId;
+    use openraft::vote::RaftLeaderId as _;
+
+    use super::super::checkpoint::MemoryShelf;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_checkpoint_of_another_position_than_was_said_is_not_kept() {
+        let shelf = Shelf::Memory(MemoryShelf::default());
+        let (mut machine, _) = Machine::open(shelf.clone(), Arc::new(crate::state::apply)).unwrap();
+        let mut checkpoint = Checkpoint {
+            at: Some(LogId::new(LeaderId::new(1, 1), 7)),
+            ..Checkpoint::default()
+        };
+        let bytes = checkpoint.encode();
+        checkpoint.at = Some(LogId::new(LeaderId::new(1, 1), 9));
+        let refused = machine.install_snapshot(&checkpoint.meta(), bytes.clone()).await;
+        assert!(refused.is_err() && shelf.newest().unwrap().is_none());
+        checkpoint.at = Some(LogId::new(LeaderId::new(1, 1), 7));
+        machine.install_snapshot(&checkpoint.meta(), bytes).await.unwrap();
+        assert_eq!(machine.position(), checkpoint.at);
     }
 }
