@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 use tollway_shared::catalog::Dialect;
-use tollway_shared::cost::{Charge, Prices};
+use tollway_shared::cost::{self, Charge, Prices};
 use tollway_shared::ids::{
     ClusterId, EndpointId, ModelId, NodeId, PriceId, ProviderId, Region, RequestId, Revision, WriterId,
 };
+use tollway_shared::money::MoneyFault;
 use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
 use tollway_shared::tokens::TokenCounts;
@@ -161,6 +162,15 @@ impl<'de> Deserialize<'de> for UnixMillisText {
 }
 
 impl UsageEvent {
+    /// What its counts cost at its prices: the charge that its writer states and every reader can recompute. Where nothing was used
+    /// nothing is due, not even a price per request.
+    pub fn due(&self) -> Result<Charge, MoneyFault> {
+        match self.usage_source {
+            UsageSource::None => Ok(Charge::default()),
+            UsageSource::Provider | UsageSource::Estimated => cost::charge(&self.tokens, &self.prices),
+        }
+    }
+
     /// The CloudEvents attributes and content type, as Kafka headers in binary mode.
     pub fn headers(&self) -> [(&'static str, String); 9] {
         [

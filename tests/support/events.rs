@@ -9,7 +9,6 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tollway_proto::usage::UsageEvent;
-use tollway_shared::cost;
 
 /// How long the broker may take for one answer.
 const BROKER: Duration = Duration::from_secs(30);
@@ -123,11 +122,7 @@ pub fn deduplicated(records: &[Recorded]) -> Result<Vec<&UsageEvent>> {
 
 /// Checks one event against itself: its charge is its counts at its prices.
 pub fn recompute(event: &UsageEvent) -> Result<()> {
-    let charge = cost::charge(&event.tokens, &event.prices)?;
-    let expected = match event.usage_source {
-        tollway_proto::usage::UsageSource::None => cost::Charge::default(),
-        _ => charge,
-    };
+    let expected = event.due()?;
     ensure!(
         event.charge == expected,
         "event {}: {:?} is not {expected:?}",

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 
 use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
 use tollway_proto::usage::{UsageEvent, UsageSource};
-use tollway_shared::cost;
 use tollway_shared::ids::WriterId;
 
 /// Problems described per stretch; the rest are only counted.
@@ -129,7 +128,7 @@ fn count(
     if let Some(field) = event.prices.negative_field() {
         return Err(format!("`prices.{field}` is negative"));
     }
-    let charge = cost::charge(&event.tokens, &event.prices).map_err(|fault| format!("the charge {fault}"))?;
+    let charge = event.due().map_err(|fault| format!("the charge {fault}"))?;
     let cell = UsageCell {
         day: event.started_at.0.day(),
         path: event.tenant.clone(),
@@ -163,6 +162,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
+    use tollway_shared::cost;
     use tollway_shared::ids::OrganizationId;
     use tollway_shared::money::NanoUsd;
 
@@ -209,6 +209,17 @@ mod tests {
         let (spend, report) = fold(3, 0, &[record(0, &event)], |_| 0);
         assert_eq!(report.mismatches, 1);
         assert_eq!(spend.sums[0].1.cost, right);
+    }
+
+    #[test]
+    fn a_request_that_used_nothing_costs_nothing_though_its_endpoint_has_a_price_per_request() {
+        let mut event = sample::event(1, 1);
+        event.prices.request = Some(NanoUsd(5));
+        (event.tokens, event.charge) = Default::default();
+        event.usage_source = UsageSource::None;
+        let (spend, report) = fold(3, 0, &[record(0, &event)], |_| 0);
+        assert_eq!((report.events, report.mismatches), (1, 0));
+        assert_eq!(spend.sums[0].1.cost, NanoUsd::ZERO);
     }
 
     #[test]

@@ -13,11 +13,7 @@ use crate::dialects::{Tally, estimate};
 pub fn charge(event: &mut UsageEvent, tally: &Tally, prompt_tokens: u64, reached: bool) {
     (event.tokens, event.usage_source) = counts(tally, prompt_tokens, reached);
     event.estimator = (event.usage_source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
-    event.charge = if reached {
-        price(event)
-    } else {
-        cost::Charge::default()
-    };
+    event.charge = price(event);
 }
 
 /// What was used, and who says so.
@@ -46,7 +42,7 @@ pub fn total(prices: &Prices, tally: &Tally, prompt_tokens: u64, reached: bool) 
 }
 
 fn price(event: &UsageEvent) -> cost::Charge {
-    cost::charge(&event.tokens, &event.prices).unwrap_or_else(|fault| {
+    event.due().unwrap_or_else(|fault| {
         // Nine billion dollars for one request: the counts stay in the event, so it can be priced by hand.
         tracing::error!(request = %event.request_id, %fault, "a charge is out of range and was left at zero");
         cost::Charge::default()
