@@ -507,6 +507,39 @@ async fn a_hang_up_cancels_the_provider_and_is_accounted() {
 }
 
 #[tokio::test]
+async fn a_request_that_was_sent_and_never_answered_is_billed_as_an_estimate() {
+    let (a, b) = (Scripted::start("a"), Scripted::start("b"));
+    let both = [(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)];
+    let ordered = json!({"provider": {"order": ["a", "b"]}});
+    for (endpoints, prompt, source) in [
+        // The second one turned it away, so the first one, which may have worked, is what is billed.
+        (
+            &both[..],
+            "[[tw:only=a]] [[tw:stall_ms=60000]] [[tw:only=b]] [[tw:status=503]]",
+            UsageSource::Estimated,
+        ),
+        (&both[..1], "[[tw:garbage]]", UsageSource::Estimated),
+        (&both[..], "[[tw:status=503]]", UsageSource::None),
+    ] {
+        let node = Node::start(endpoints).await;
+        let response = node.ask(prompt, ordered.clone()).await;
+        assert!(response.status().is_server_error(), "{prompt}");
+        let event = node.events(1).await.remove(0);
+        assert_eq!(
+            (event.end, event.usage_source),
+            (EndState::Failed, source),
+            "{prompt}"
+        );
+        if source == UsageSource::Estimated {
+            assert_eq!(event.provider.as_str(), "a", "{prompt}");
+            assert!(event.tokens.input > 0 && event.charge.total.0 > 0, "{prompt}");
+        } else {
+            assert_eq!(event.charge, cost::Charge::default(), "{prompt}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_caller_who_leaves_before_the_answer_is_accounted() {
     let provider = Scripted::start("a");
     let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;

@@ -60,7 +60,7 @@ impl From<AttemptFault> for Failed {
         Self {
             fault,
             rejected: None,
-            worked: false,
+            worked: fault.may_have_worked(),
         }
     }
 }

@@ -39,6 +39,8 @@ struct Open {
     first_byte: Option<Instant>,
     /// An attempt is running or was answered.
     reached: bool,
+    /// The last endpoint that failed to answer although it may have worked. It is what is billed when no other one answers.
+    worked: Option<Candidate>,
 }
 
 impl Record {
@@ -82,6 +84,7 @@ impl Record {
                     prompt_tokens: ask.prompt_tokens,
                     first_byte: None,
                     reached: false,
+                    worked: None,
                 })
             }
         };
@@ -109,7 +112,10 @@ impl Record {
     /// The running attempt failed. `worked`: whether the provider may have used tokens all the same.
     pub fn attempt_failed(&mut self, fault: &'static str, worked: bool) {
         if let Some(open) = &mut self.open {
-            open.reached = worked;
+            open.reached = false;
+            if worked {
+                open.worked = Some(open.candidate.clone());
+            }
             if let Some(entry) = open.event.attempts.last_mut() {
                 entry.fault = Some(fault.to_owned());
             }
@@ -146,6 +152,10 @@ impl Record {
             return;
         };
         self.counted = true;
+        if let Some(worked) = open.worked.take_if(|_| !open.reached) {
+            open.point_to(&worked);
+            open.reached = true;
+        }
         let event = &mut *open.event;
         event.end = end;
         event.status = status;

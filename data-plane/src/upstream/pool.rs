@@ -164,7 +164,7 @@ impl Upstream {
                 Ok(answer) => return Ok(self.answer(answer, connection, place)),
                 Err(mut fault) => match fault.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(AttemptFault::Broken),
+                    None => return Err(unanswered(fault.error())),
                 },
             }
         }
@@ -175,8 +175,10 @@ impl Upstream {
         };
         match connection.sender.try_send_request(request).await {
             Ok(answer) => Ok(self.answer(answer, connection, place)),
-            Err(fault) if fault.error().is_parse() => Err(AttemptFault::Garbled),
-            Err(_) => Err(AttemptFault::Broken),
+            Err(mut fault) => Err(match fault.take_message() {
+                Some(_unsent) => AttemptFault::Connect,
+                None => unanswered(fault.error()),
+            }),
         }
     }
 
@@ -264,6 +266,15 @@ impl Upstream {
         let name = ServerName::try_from(origin.host.clone()).map_err(|_| AttemptFault::Connect)?;
         let stream = TlsConnector::from(self.0.tls.clone()).connect(name, stream).await;
         drive(stream.map_err(|_| AttemptFault::Connect)?).await
+    }
+}
+
+/// Why a request that was sent has no answer.
+fn unanswered(fault: &hyper::Error) -> AttemptFault {
+    if fault.is_parse() {
+        AttemptFault::Garbled
+    } else {
+        AttemptFault::Broken
     }
 }
 
