@@ -410,17 +410,7 @@ async fn a_failing_endpoint_is_passed_over_before_the_first_byte() {
     let node = Node::start(&[(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)]).await;
     for (prompt, extra, fault) in [
         ("[[tw:fail_at=a]]", json!({}), "status"),
-        (
-            "[[tw:only=a]] [[tw:cut_after=0]]",
-            json!({"stream": true}),
-            "broken",
-        ),
         ("[[tw:only=a]] [[tw:garbage]]", json!({}), "garbled"),
-        (
-            "[[tw:only=a]] [[tw:error_event=0]]",
-            json!({"stream": true}),
-            "status",
-        ),
         ("[[tw:only=a]] [[tw:stall_ms=60000]]", json!({}), "timeout"),
     ] {
         // A fresh node each time would be slow; a failure is held against `a` for a while, so it is asked for by name.
