@@ -81,6 +81,8 @@ fn served_by(
     let credential = CredentialId::trusted(format!("{name}-main"));
     let endpoint = EndpointId::trusted(format!("{name}/{MODEL}"));
     let aad = credential_aad(&provider, &credential, 1);
+    let other_key = Key::new([3; 32]);
+    let sealing_key = if name == "locked" { &other_key } else { region_key };
     vec![
         Resource::Provider(Provider {
             id: provider.clone(),
@@ -105,7 +107,7 @@ fn served_by(
             provider: provider.clone(),
             version: 1,
             regions: Vec::new(),
-            sealed: seal::seal(region_key, &aad, b"provider-secret"),
+            sealed: seal::seal(sealing_key, &aad, b"provider-secret"),
             created_at: UnixMillis(0),
         }),
         Resource::Endpoint(Endpoint {
@@ -527,6 +529,36 @@ async fn a_request_that_was_sent_and_never_answered_is_billed_as_an_estimate() {
             assert_eq!(event.charge, cost::Charge::default(), "{prompt}");
         }
     }
+}
+
+#[tokio::test]
+async fn what_could_not_be_sent_is_no_usage() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[
+        (&provider, "locked", Dialect::OpenAi),
+        (&provider, "a", Dialect::OpenAi),
+    ])
+    .await;
+    let failed = node.ask("x", json!({"provider": {"only": ["locked"]}})).await;
+    assert_eq!(failed.status(), 502);
+    let body: Value = failed.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "attempts_exhausted");
+    let served = node.ask("x", json!({})).await;
+    assert_eq!(served.status(), 200);
+    assert_eq!(header(&served, "x-tollway-provider"), "a");
+    assert_eq!(header(&served, "x-tollway-attempts"), "2");
+    // Events are in order: had the first request one, it would be here too.
+    let events = node.events(1).await;
+    assert_eq!(
+        events[0].request_id.as_str(),
+        header(&served, "x-tollway-request-id")
+    );
+    let attempts = events[0].attempts.iter();
+    let attempts: Vec<_> = attempts
+        .map(|a| (a.provider.as_str(), a.fault.as_deref()))
+        .collect();
+    assert_eq!(attempts, [("locked", Some("credential")), ("a", None)]);
+    agrees(&events[0], &provider);
 }
 
 #[tokio::test]

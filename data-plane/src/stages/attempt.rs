@@ -3,6 +3,7 @@
 //! The answer's headers are held until a whole answer is read or a stream's first event is here, so that a provider that fails before
 //! its first token costs the caller nothing but time. After that there is no failover.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,11 +17,12 @@ use tollway_shared::seal;
 
 use super::plan::Plan;
 use crate::ask::Ask;
+use crate::dialects::slices::Slices;
 use crate::dialects::sse::{Frame, Parser};
 use crate::dialects::{self, Emit, Events, ProviderError, ReplyFault};
 use crate::pipeline::{Caller, Context};
 use crate::routing::Candidate;
-use crate::upstream::{Answer, AnswerBody};
+use crate::upstream::{Answer, AnswerBody, Origin};
 
 /// Most bytes of an error body that are read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
@@ -47,6 +49,9 @@ pub struct Begun {
     pub first: Emit,
 }
 
+/// A request that is ready to go out, and where to.
+type Call = (Rc<Origin>, Request<Slices>);
+
 /// Why an attempt gave no answer, with the provider's words where they are for the caller.
 struct Failed {
     fault: AttemptFault,
@@ -71,13 +76,26 @@ pub async fn first_byte(cx: &mut Context, plan: &Plan, caller: &Caller, ask: &As
     for (index, candidate) in plan.attempts.iter().enumerate() {
         // Encoded ahead of the intent: a field that has no counterpart is the caller's to mend, and nothing was sent.
         let encoded = dialects::encode(ask, &candidate.endpoint, &candidate.provider)?;
-        cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
         if let Some((before, fault)) = last.take() {
             let before: &Candidate = before;
             let fault: AttemptFault = fault;
             cx.plane.meters.failover(before, candidate, fault.as_str());
         }
-        match try_one(cx, candidate, encoded, ask).await {
+        // Prepared ahead of it too: what cannot be sent is nobody's usage.
+        let answered = match prepared(cx, candidate, encoded, ask) {
+            Ok(call) => {
+                cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
+                let answered = try_one(cx, candidate, call, ask).await;
+                answered.inspect_err(|failed| {
+                    cx.record.attempt_failed(failed.fault.as_str(), failed.worked);
+                })
+            }
+            Err(fault) => {
+                cx.record.attempt_unsent(candidate, fault.as_str());
+                Err(fault.into())
+            }
+        };
+        match answered {
             Ok(opened) => {
                 cx.plane.meters.attempt(candidate, "ok");
                 cx.plane
@@ -88,7 +106,6 @@ pub async fn first_byte(cx: &mut Context, plan: &Plan, caller: &Caller, ask: &As
             }
             Err(failed) => {
                 let fault = failed.fault;
-                cx.record.attempt_failed(fault.as_str(), failed.worked);
                 cx.plane.meters.attempt(candidate, fault.as_str());
                 let now = crate::clock::now();
                 cx.plane
@@ -124,19 +141,30 @@ fn ending(candidate: &Candidate, failed: Failed, tried: usize) -> Fault {
     }
 }
 
-async fn try_one(
-    cx: &mut Context,
+/// The call to a provider, complete: address, credential, body.
+fn prepared(
+    cx: &Context,
     candidate: &Candidate,
     encoded: dialects::Encoded,
     ask: &Ask,
-) -> Result<Opened, Failed> {
-    let provider = &candidate.provider;
-    let plane = cx.plane.clone();
-    let origin = plane.upstream.origin(provider).ok_or(AttemptFault::Address)?;
+) -> Result<Call, AttemptFault> {
+    let origin = cx.plane.upstream.origin(&candidate.provider);
+    let origin = origin.ok_or(AttemptFault::Address)?;
     let mut request = Request::new(encoded.body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = origin.target(encoded.path).ok_or(AttemptFault::Address)?.into();
     *request.headers_mut() = headers(cx, candidate, &origin.authority, encoded.headers, ask.stream)?;
+    Ok((origin, request))
+}
+
+async fn try_one(
+    cx: &mut Context,
+    candidate: &Candidate,
+    (origin, request): Call,
+    ask: &Ask,
+) -> Result<Opened, Failed> {
+    let provider = &candidate.provider;
+    let plane = cx.plane.clone();
     let connect = u64::from(provider.connect_timeout_ms);
     let first = u64::from(provider.first_byte_timeout_ms.max(1));
     let deadline = Instant::now() + Duration::from_millis(connect + first);

@@ -26,6 +26,8 @@ pub struct Record {
     plane: Rc<Plane>,
     arrival: Arrival,
     open: Option<Open>,
+    /// Endpoints that could not even be called before the intent was written.
+    unsent: Vec<AttemptEntry>,
     counted: bool,
     /// What the answer has shown so far.
     pub tally: Tally,
@@ -50,6 +52,7 @@ impl Record {
             plane,
             arrival,
             open: None,
+            unsent: Vec::new(),
             counted: false,
             tally: Tally::default(),
         }
@@ -70,7 +73,8 @@ impl Record {
                 open
             }
             None => {
-                let event = self.intent(candidate, caller, ask, revision);
+                let mut event = self.intent(candidate, caller, ask, revision);
+                event.attempts.append(&mut self.unsent);
                 self.plane.writer.intent(&event).map_err(|fault| {
                     tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
                     Fault::BillingUnavailable
@@ -98,6 +102,22 @@ impl Record {
             fault: None,
         });
         Ok(())
+    }
+
+    /// An endpoint could not be called, so nothing went out: no usage, but the event of a later attempt names it.
+    pub fn attempt_unsent(&mut self, candidate: &Candidate, fault: &'static str) {
+        let entry = AttemptEntry {
+            endpoint: candidate.endpoint.id.clone(),
+            provider: candidate.provider.id.clone(),
+            started_ms: self.elapsed_ms(Instant::now()),
+            first_byte_ms: None,
+            status: None,
+            fault: Some(fault.to_owned()),
+        };
+        match &mut self.open {
+            Some(open) => open.event.attempts.push(entry),
+            None => self.unsent.push(entry),
+        }
     }
 
     /// The running attempt got its first byte, with this status.
@@ -139,7 +159,8 @@ impl Record {
 
     /// How many attempts were made.
     pub fn attempts(&self) -> usize {
-        self.open.as_ref().map_or(0, |open| open.event.attempts.len())
+        let open = self.open.as_ref();
+        open.map_or(self.unsent.len(), |open| open.event.attempts.len())
     }
 
     /// The end. Later calls change nothing.
