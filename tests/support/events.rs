@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tollway_proto::usage::UsageEvent;
 
+/// What consumers are promised of every event.
+const SCHEMA: &str = include_str!("../../proto/usage-event.v1.schema.json");
 /// How long the broker may take for one answer.
 const BROKER: Duration = Duration::from_secs(30);
 
@@ -30,7 +32,8 @@ pub struct Recorded {
     pub bytes: Vec<u8>,
 }
 
-/// Reads everything that is in the topic now. Blocks: call it from `spawn_blocking`.
+/// Reads everything that is in the topic now, and checks each record against the published schema. Blocks: call it from
+/// `spawn_blocking`.
 pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
@@ -55,6 +58,7 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
         }
     }
     consumer.assign(&assignment)?;
+    let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA)?)?;
     let mut records = Vec::new();
     let begun = Instant::now();
     while !left.is_empty() {
@@ -67,6 +71,10 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
         };
         let message = message?;
         let bytes = message.payload().context("a usage record has a value")?.to_vec();
+        let written = serde_json::from_slice(&bytes).context("a usage record is JSON")?;
+        if let Err(wrong) = schema.validate(&written) {
+            bail!("`{}` of a usage record: {wrong}", wrong.instance_path());
+        }
         let headers = message.headers().into_iter().flat_map(|all| {
             all.iter().map(|header| {
                 let value = String::from_utf8_lossy(header.value.unwrap_or_default()).into_owned();
@@ -78,7 +86,7 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
             offset: message.offset(),
             key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
             headers: headers.collect(),
-            event: serde_json::from_slice(&bytes).context("a usage record is a usage event")?,
+            event: serde_json::from_value(written).context("a usage record is a usage event")?,
             bytes,
         });
         if left
