@@ -8,12 +8,16 @@
 //! | [`peer`] | what replicas say to each other |
 //! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
 //! | [`spool`] | usage records on a node's disk |
+//! | [`identity`] | a member's certificate on disk |
+//! | [`private_file`] | files replaced whole, readable by their owner only |
 //! | [`admin`] | JSON bodies of the admin API |
 
 pub mod admin;
 pub mod codec;
 pub mod command;
+pub mod identity;
 pub mod peer;
+pub mod private_file;
 pub mod push;
 pub mod spool;
 pub mod usage;

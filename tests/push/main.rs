@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tollway_control::identity::authority::{Authority, LEAF_LIFE, certificate_hash};
-use tollway_control::identity::{LiveCertificate, Material, PeerIdentity, accept, tls};
+use tollway_control::identity::{LiveCertificate, Material, PeerIdentity, accept, material, tls};
 use tollway_control::publish::Publisher;
 use tollway_control::raft::{self, Cluster, PeerConnector, Proposal, RaftConfig, Timings};
 use tollway_data::catalog::{self, Live, intake::Caps};
@@ -76,7 +76,7 @@ impl Control {
         let root = Key::new(ROOT);
         let stop = CancellationToken::new();
         let publisher = Publisher::start(Arc::new(cluster.clone()), root.clone(), clock::now, stop.clone());
-        let (key_pem, request) = Material::request().unwrap();
+        let (key_pem, request) = material::request().unwrap();
         let replica = PeerIdentity::Replica(ReplicaId(1));
         let own = Material {
             certificate_pem: authority
@@ -419,7 +419,7 @@ async fn a_node_renews_its_certificate_and_is_cut_off_when_it_is_removed() {
 
     // Its certificate is nearly over: issued a day ago less a minute.
     let old = joined.material.certificate_pem.clone();
-    let (key_pem, request) = Material::request().unwrap();
+    let (key_pem, request) = material::request().unwrap();
     let peer = PeerIdentity::Node {
         region: Region::trusted("eu"),
         id: NodeId::trusted("n1"),

@@ -861,7 +861,7 @@ async fn the_audit_trail_says_who_did_what_and_verifies() {
 #[tokio::test]
 async fn a_join_token_lets_one_member_in_once() {
     let world = World::start().await;
-    let (_, request_pem) = crate::identity::Material::request().unwrap();
+    let (_, request_pem) = crate::identity::material::request().unwrap();
     let join = |token: &Value, more: Value| {
         let mut body = json!({"token": token, "request_pem": request_pem});
         body.as_object_mut()

@@ -205,7 +205,7 @@ mod tests {
     use tollway_shared::ids::{NodeId, Region, ReplicaId};
 
     use super::*;
-    use crate::identity::Material;
+    use crate::identity::material;
     use crate::state::samples::NOON;
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
     fn a_bad_request_and_bad_names_are_refused() {
         let authority = Authority::create(ClusterId::trusted("c1"), NOON).unwrap();
         let replica = PeerIdentity::Replica(ReplicaId(1));
-        let (_, request) = Material::request().unwrap();
+        let (_, request) = material::request().unwrap();
         let issue =
             |request: &str, hosts: &[String]| authority.issue(request, &replica, hosts, NOON, LEAF_LIFE);
         assert!(issue("nonsense", &[]).is_err());

@@ -7,7 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`authority`] | makes, seals and opens the authority; issues certificates |
-//! | [`material`] | certificate and key on disk, and in use: swapped without a restart |
+//! | [`material`] | certificate and key: requested, and in use, swapped without a restart |
 //! | [`tls`] | rustls configurations that read the certificate in use |
 //! | [`accept`] | the peer port: handshakes off the accept loop, identity attached to each connection |
 //! | [`admit`] | which identity may call which service |
@@ -25,6 +25,7 @@ pub mod tls;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use tollway_proto::private_file::FileFault;
 use tollway_shared::ids::{ClusterId, NodeId, Region, ReplicaId};
 
 pub use authority::Authority;
@@ -106,13 +107,8 @@ pub enum IdentityFault {
     #[error("tls: {0}")]
     Tls(#[from] rustls::Error),
     /// A file.
-    #[error("{path}: {source}")]
-    File {
-        /// Which one.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// The cluster does not exist yet.
     #[error("the cluster has not been made yet")]
     NoCluster,

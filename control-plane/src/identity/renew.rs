@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tollway_shared::time::UnixMillis;
 
-use super::{IdentityFault, LiveCertificate, Material};
+use super::{IdentityFault, LiveCertificate, Material, material};
 
 /// Shortest wait between two attempts.
 const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl Renewal {
         I: Fn(String) -> F,
         F: Future<Output = Result<String, IdentityFault>>,
     {
-        let (key_pem, request) = Material::request()?;
+        let (key_pem, request) = material::request()?;
         let next = Material {
             certificate_pem: issue(request).await?,
             key_pem,
@@ -76,7 +76,7 @@ impl Renewal {
 
     /// Until two thirds of the life are over; at least [`RETRY_MIN`], so that a wrong clock cannot spin.
     fn wait(&self) -> Duration {
-        let Ok((from, to)) = self.material.validity() else {
+        let Ok((from, to)) = material::validity(&self.material) else {
             return RETRY_MIN;
         };
         let due = from.0 + (to.0 - from.0) / 3 * 2;

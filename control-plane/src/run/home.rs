@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tollway_proto::admin::cluster::hex;
+use tollway_proto::private_file;
 use tollway_shared::ids::{ClusterId, ReplicaId};
 use tollway_shared::seal::{self, Key};
 
 use super::StartFault;
 use crate::config::Config;
-use crate::identity::material::write_private;
 
 /// The file that says who this replica is. It is written last: a folder without it is not a replica.
 const FILE: &str = "replica.json";
@@ -58,7 +58,7 @@ impl Home {
 
     pub(super) fn store(&self, data_dir: &Path) -> Result<(), StartFault> {
         let bytes = serde_json::to_vec_pretty(self).expect("ids and addresses are text");
-        Ok(write_private(&data_dir.join(FILE), &bytes)?)
+        Ok(private_file::write(&data_dir.join(FILE), &bytes)?)
     }
 
     /// Refuses another key than the one this replica was made with.
@@ -77,12 +77,7 @@ pub(super) fn seal_check(key: &Key) -> String {
 
 /// Makes the data folder, readable by its owner only.
 pub(super) fn make_folder(data_dir: &Path) -> Result<(), StartFault> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir)
-        .map_err(|error| StartFault::file(data_dir, error))
+    Ok(private_file::make_folder(data_dir)?)
 }
 
 /// Where the sealing key comes from, for messages.
@@ -135,7 +130,7 @@ pub(super) fn write_key(config: &Config, key: &Key) -> Result<(), StartFault> {
         make_folder(parent)?;
     }
     let text = zeroize::Zeroizing::new(hex::encode(key.expose()) + "\n");
-    Ok(write_private(&path, text.as_bytes())?)
+    Ok(private_file::write(&path, text.as_bytes())?)
 }
 
 /// The sealing key of a new cluster: the one that is there already, or a new one.

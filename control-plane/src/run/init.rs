@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tollway_proto::command::{Command, InitCluster, Member, Outcome, Role};
+use tollway_proto::private_file;
 use tollway_shared::ids::{AdminId, ClusterId, ReplicaId};
 use tollway_shared::secret::Secret;
 
@@ -14,8 +15,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::identity::authority::LEAF_LIFE;
 use crate::identity::connect::MutualTls;
-use crate::identity::material::write_private;
-use crate::identity::{Authority, LiveCertificate, Material, PeerIdentity, tls};
+use crate::identity::{Authority, LiveCertificate, Material, PeerIdentity, material, tls};
 use crate::raft::{self, Proposal};
 
 /// The id of the replica that makes a cluster; the state counts on from it.
@@ -57,7 +57,7 @@ pub async fn init(config: &Config) -> Result<Initialized, StartFault> {
         peer_address: config.peer_address(config.peer.listen),
         admin_url: config.admin_url(config.admin.listen),
     };
-    let (key_pem, request) = Material::request()?;
+    let (key_pem, request) = material::request()?;
     let identity = PeerIdentity::Replica(FIRST);
     let material = Material {
         certificate_pem: authority.issue(&request, &identity, &hosts(&member), clock::now(), LEAF_LIFE)?,
@@ -66,7 +66,7 @@ pub async fn init(config: &Config) -> Result<Initialized, StartFault> {
     };
     material.store(&config.data_dir)?;
     let authority_file = config.data_dir.join("ca.pem");
-    write_private(&authority_file, material.authority_pem.as_bytes())?;
+    private_file::write(&authority_file, material.authority_pem.as_bytes())?;
 
     let home = Home {
         cluster: id.clone(),

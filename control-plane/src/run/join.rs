@@ -15,6 +15,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tollway_proto::admin::cluster::{self as json, JoinRequest, JoinSecrets, JoiningReplica};
 use tollway_proto::admin::problem::Problem;
 use tollway_proto::admin::text::SecretText;
+use tollway_proto::private_file;
 use tollway_shared::ids::{ClusterId, ReplicaId};
 use tollway_shared::key_text::{self, KeyKind};
 use tollway_shared::seal::{self, Key};
@@ -22,8 +23,7 @@ use tollway_shared::seal::{self, Key};
 use super::StartFault;
 use super::home::{self, Home, Seed};
 use crate::config::Config;
-use crate::identity::Material;
-use crate::identity::material::write_private;
+use crate::identity::material::{self, Material};
 
 /// How long the cluster may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -62,7 +62,7 @@ pub async fn join(config: &Config, control: &str, token: &str) -> Result<Joined,
     }
     let pinned = pinned_hash(token)?;
     home::make_folder(&config.data_dir)?;
-    let (key_pem, request_pem) = Material::request()?;
+    let (key_pem, request_pem) = material::request()?;
     let request = JoinRequest {
         token: SecretText::new(token),
         request_pem,
@@ -86,7 +86,7 @@ pub async fn join(config: &Config, control: &str, token: &str) -> Result<Joined,
         authority_pem: answer.authority_pem,
     };
     material.store(&config.data_dir)?;
-    write_private(&config.data_dir.join("ca.pem"), material.authority_pem.as_bytes())?;
+    private_file::write(&config.data_dir.join("ca.pem"), material.authority_pem.as_bytes())?;
     let seeds = answer.members.into_iter().map(|member| Seed {
         id: ReplicaId(member.id),
         peer_address: member.peer_address,

@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tollway_proto::command::Member;
+use tollway_proto::private_file::FileFault;
 use tollway_shared::ids::ReplicaId;
 use tollway_shared::seal::Key;
 use tollway_shared::time::UnixMillis;
@@ -84,13 +85,8 @@ pub enum StartFault {
     #[error(transparent)]
     Identity(#[from] IdentityFault),
     /// A file or folder.
-    #[error("{path}: {source}")]
-    File {
-        /// Which one.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// An address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -120,10 +116,7 @@ pub enum StartFault {
 
 impl StartFault {
     fn file(path: &Path, source: io::Error) -> Self {
-        Self::File {
-            path: path.display().to_string(),
-            source,
-        }
+        Self::File(FileFault::new(path, source))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Who this node is: its certificate, its secrets, and where the control plane is.
 //!
-//! Everything is in `<data_dir>/identity`, readable by the owner only: `cert.pem`, `key.pem`, `ca.pem`, `member.json`,
+//! Everything is in `<data_dir>/identity`, readable by the owner only: `leaf.pem` (certificate and key), `member.json`,
 //! `secrets.json`. The key never leaves the machine; a join or renewal sends a request for it to be signed.
 //!
 //! | file | what |
@@ -14,15 +14,15 @@ pub mod renew;
 pub mod tls;
 
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde::{Deserialize, Serialize};
+use tollway_proto::identity::folder;
+use tollway_proto::private_file::{self, FileFault};
 use tollway_shared::ids::{ClusterId, NodeId, Region};
 use tollway_shared::seal::Key;
 use tollway_shared::secret::Secret;
@@ -31,6 +31,7 @@ use crate::catalog::{Dial, NodeSecrets};
 
 pub use join::join;
 pub use tls::LiveCertificate;
+pub use tollway_proto::identity::Material;
 
 /// What went wrong with this node's identity.
 #[derive(Debug, thiserror::Error)]
@@ -39,13 +40,8 @@ pub enum IdentityFault {
     #[error("`{0}` holds no identity; run `tollway-data join --control URL --token TOKEN` first")]
     NotJoined(String),
     /// A file.
-    #[error("{path}: {source}")]
-    File {
-        /// Which one.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileFault),
     /// Something in it cannot be used.
     #[error("{0}")]
     Bad(String),
@@ -66,17 +62,6 @@ pub enum IdentityFault {
     /// The control plane said no.
     #[error("the control plane refused: {0}")]
     Refused(String),
-}
-
-/// A certificate, its key, and the authority that issued it; all PEM.
-#[derive(Debug, Clone)]
-pub struct Material {
-    /// The certificate.
-    pub certificate_pem: String,
-    /// Its private key (PKCS#8).
-    pub key_pem: Secret<String>,
-    /// The authority's certificate.
-    pub authority_pem: String,
 }
 
 /// Where this node belongs. Not secret.
@@ -125,13 +110,9 @@ impl Identity {
         }
         let read = |name: &str| {
             let path = folder(data_dir).join(name);
-            std::fs::read_to_string(&path).map_err(|source| file_fault(&path, source))
+            std::fs::read_to_string(&path).map_err(|source| FileFault::new(&path, source))
         };
-        let material = Material {
-            certificate_pem: read("cert.pem")?,
-            key_pem: Secret::new(read("key.pem")?),
-            authority_pem: read("ca.pem")?,
-        };
+        let material = Material::load(data_dir)?;
         let membership = parse("member.json", &read("member.json")?)?;
         let stored: StoredSecrets = parse("secrets.json", &read("secrets.json")?)?;
         let secrets = node_secrets(&stored.region_key, stored.peppers)?;
@@ -155,11 +136,7 @@ impl Identity {
 
     fn store(&self, data_dir: &Path) -> Result<(), IdentityFault> {
         let folder = folder(data_dir);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&folder)
-            .map_err(|source| file_fault(&folder, source))?;
+        private_file::make_folder(&folder)?;
         let encoded = |key: &Key| BASE64.encode(key.expose());
         let secrets = StoredSecrets {
             region_key: self.secrets.region_key.as_ref().map(encoded).unwrap_or_default(),
@@ -172,14 +149,17 @@ impl Identity {
         };
         let text =
             |value: serde_json::Result<String>| value.map_err(|fault| IdentityFault::Bad(fault.to_string()));
-        write_private(
+        private_file::write(
             &folder.join("secrets.json"),
             text(serde_json::to_string(&secrets))?.as_bytes(),
         )?;
-        store_material(data_dir, &self.material)?;
+        self.material.store(data_dir)?;
         // The membership goes last: its presence says that the rest is there.
         let membership = text(serde_json::to_string_pretty(&self.membership))?;
-        write_private(&folder.join("member.json"), membership.as_bytes())
+        Ok(private_file::write(
+            &folder.join("member.json"),
+            membership.as_bytes(),
+        )?)
     }
 }
 
@@ -190,13 +170,6 @@ fn request() -> Result<(Secret<String>, String), IdentityFault> {
     params.distinguished_name = DistinguishedName::new();
     let request = params.serialize_request(&key)?.pem()?;
     Ok((Secret::new(key.serialize_pem()), request))
-}
-
-fn store_material(data_dir: &Path, material: &Material) -> Result<(), IdentityFault> {
-    let folder = folder(data_dir);
-    write_private(&folder.join("ca.pem"), material.authority_pem.as_bytes())?;
-    write_private(&folder.join("key.pem"), material.key_pem.expose().as_bytes())?;
-    write_private(&folder.join("cert.pem"), material.certificate_pem.as_bytes())
 }
 
 fn node_secrets(region_key: &str, peppers: BTreeMap<u32, String>) -> Result<NodeSecrets, IdentityFault> {
@@ -222,34 +195,6 @@ fn parse<T: serde::de::DeserializeOwned>(name: &str, text: &str) -> Result<T, Id
         // The message may not quote a secret; the place is enough.
         IdentityFault::Bad(format!("{name}: not as written, near line {}", fault.line()))
     })
-}
-
-/// New bytes beside the file, synced, then renamed over it; mode 0600.
-fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityFault> {
-    let beside = path.with_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, path)
-    };
-    write().map_err(|source| file_fault(path, source))
-}
-
-fn folder(data_dir: &Path) -> PathBuf {
-    data_dir.join("identity")
-}
-
-fn file_fault(path: &Path, source: std::io::Error) -> IdentityFault {
-    IdentityFault::File {
-        path: path.display().to_string(),
-        source,
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use tollway_proto::push::v1::RenewRequest;
 use tollway_proto::push::v1::push_client::PushClient;
 use tollway_shared::time::UnixMillis;
 
-use super::{Identity, IdentityFault, Material, request, store_material, tls};
+use super::{Identity, IdentityFault, Material, request, tls};
 use crate::catalog::Dial;
 use crate::clock;
 
@@ -48,7 +48,7 @@ pub async fn run(mut identity: Identity, peers: Vec<String>, data_dir: PathBuf, 
         let used = renewed.and_then(|material| {
             identity.live.swap(&material)?;
             identity.material = material;
-            store_material(&data_dir, &identity.material)
+            Ok(identity.material.store(&data_dir)?)
         });
         match used {
             Ok(()) => {
