@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tollway_shared::secret;
 
+use crate::server::Network;
 use crate::usage;
 
 /// Everything a node is told. What tenants change is not here: it comes from the control plane.
@@ -44,6 +45,10 @@ pub struct Api {
     pub head_timeout_ms: u64,
     /// Deadline of a request's body.
     pub body_timeout_ms: u64,
+    /// How long a request's body may be slower than `body_bytes_per_s_min`.
+    pub body_grace_ms: u64,
+    /// Slowest average of a request's body after that; 0: no floor.
+    pub body_bytes_per_s_min: u64,
     /// How long a connection may wait for its next request.
     pub idle_timeout_ms: u64,
     /// How long a caller may take nothing of what is written.
@@ -56,6 +61,10 @@ pub struct Api {
     pub reply_bytes_max: usize,
     /// Most connections of the process.
     pub connections_max: usize,
+    /// Most connections of one address; an IPv6 address counts by its /64.
+    pub connections_per_address_max: usize,
+    /// Addresses of proxies, behind which many callers are: not counted by `connections_per_address_max`.
+    pub trusted_proxies: Vec<String>,
     /// Most attempts of one request.
     pub attempts_max: usize,
 }
@@ -154,12 +163,16 @@ impl Default for Api {
             first_byte_timeout_ms: 5_000,
             head_timeout_ms: 10_000,
             body_timeout_ms: 60_000,
+            body_grace_ms: 5_000,
+            body_bytes_per_s_min: 1 << 10,
             idle_timeout_ms: 60_000,
             write_timeout_ms: 30_000,
             head_bytes_max: 16 << 10,
             body_bytes_max: 32 << 20,
             reply_bytes_max: 64 << 20,
             connections_max: 10_000,
+            connections_per_address_max: 512,
+            trusted_proxies: vec!["127.0.0.0/8".into(), "::1".into()],
             attempts_max: 3,
         }
     }
@@ -263,9 +276,14 @@ impl Config {
     /// What the types do not say.
     pub fn check(&self) -> Result<(), ConfigFault> {
         self.max_stale_ms()?;
+        self.trusted_proxies()?;
         let at_least_one = [
             ("api.attempts_max", self.api.attempts_max),
             ("api.connections_max", self.api.connections_max),
+            (
+                "api.connections_per_address_max",
+                self.api.connections_per_address_max,
+            ),
             ("api.body_bytes_max", self.api.body_bytes_max),
         ];
         match at_least_one.into_iter().find(|(_, value)| *value == 0) {
@@ -286,6 +304,17 @@ impl Config {
                 self.control.max_stale
             ),
         })
+    }
+
+    /// `api.trusted_proxies` in their parts.
+    pub fn trusted_proxies(&self) -> Result<Vec<Network>, ConfigFault> {
+        let parsed = self.api.trusted_proxies.iter().map(|text| {
+            Network::parse(text).ok_or_else(|| ConfigFault::Value {
+                field: "api.trusted_proxies",
+                detail: format!("has `{text}`; write an address, or a range such as `10.0.0.0/8`"),
+            })
+        });
+        parsed.collect()
     }
 
     /// What is in force, as TOML, with secrets hidden.
@@ -332,6 +361,13 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(fault.contains("control.max_stale"), "{fault}");
+        let fault = parse("[api]\ntrusted_proxies = [\"10.0.0.0/8\", \"proxy\"]\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            fault.contains("api.trusted_proxies") && fault.contains("`proxy`"),
+            "{fault}"
+        );
         assert_eq!(parse("").unwrap().max_stale_ms().unwrap(), 86_400_000);
     }
 

@@ -31,7 +31,7 @@ pub const ATTEMPTS_TOTAL: &str = "tollway_upstream_attempts_total";
 pub const FAILOVERS_TOTAL: &str = "tollway_failovers_total";
 /// Open connections of callers.
 pub const CONNECTIONS: &str = "tollway_connections";
-/// Connections closed by a deadline or a cap, by `reason`: `deadline`, `cap`.
+/// Connections closed by a deadline or a cap, by `reason`: `deadline`, `cap`, `address` (too many of one address).
 pub const CONNECTIONS_REFUSED_TOTAL: &str = "tollway_connections_refused_total";
 /// Requests that ended in a panic. Must stay 0.
 pub const PANICS_TOTAL: &str = "tollway_panics_total";

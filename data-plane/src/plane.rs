@@ -36,6 +36,10 @@ pub struct Limits {
     pub reply_bytes_max: usize,
     /// How long a request body may take.
     pub body_timeout: Duration,
+    /// How long a body may be slower than its floor.
+    pub body_grace: Duration,
+    /// Slowest average of a body after that; 0: no floor.
+    pub body_bytes_per_s_min: u64,
     /// Most attempts of one request.
     pub attempts_max: usize,
     /// Oldest snapshot that is served from.

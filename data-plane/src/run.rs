@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::identity::{Identity, IdentityFault, renew};
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
-use crate::server::{self, Deadlines, Stage};
+use crate::server::{self, Crowd, Deadlines, Stage};
 use crate::upstream::{self, Upstream};
 use crate::usage::{self, Usage};
 
@@ -131,6 +131,7 @@ async fn serve_until(
     let tls = upstream::client_config(config.upstream.ca_file.as_deref())?;
     let phase = Arc::<Phase>::default();
     let (stage, watched) = watch::channel(Stage::Serve);
+    let crowd = Crowd::new(config.api.connections_per_address_max, config.trusted_proxies()?);
     let mut address = config.api.listen;
     let mut cores = Vec::with_capacity(threads);
     for number in 0..threads {
@@ -152,7 +153,7 @@ async fn serve_until(
             },
             tls: tls.clone(),
             phase: phase.clone(),
-            server: server_settings(config, threads),
+            server: server_settings(config, threads, crowd.clone()),
             stage: watched.clone(),
         };
         cores.push(core.start(number, listener).map_err(StartFault::Thread)?);
@@ -249,12 +250,14 @@ fn limits(config: &Config) -> Result<Limits, StartFault> {
         body_bytes_max: config.api.body_bytes_max,
         reply_bytes_max: config.api.reply_bytes_max,
         body_timeout: Duration::from_millis(config.api.body_timeout_ms),
+        body_grace: Duration::from_millis(config.api.body_grace_ms),
+        body_bytes_per_s_min: config.api.body_bytes_per_s_min,
         attempts_max: config.api.attempts_max,
         max_stale_ms: config.max_stale_ms()?,
     })
 }
 
-fn server_settings(config: &Config, threads: usize) -> server::Settings {
+fn server_settings(config: &Config, threads: usize, crowd: Crowd) -> server::Settings {
     let ms = Duration::from_millis;
     server::Settings {
         deadlines: Deadlines {
@@ -264,6 +267,7 @@ fn server_settings(config: &Config, threads: usize) -> server::Settings {
             write: ms(config.api.write_timeout_ms),
         },
         connections_max: config.api.connections_max.div_ceil(threads.max(1)),
+        crowd,
         head_bytes_max: config.api.head_bytes_max,
     }
 }

@@ -1,11 +1,12 @@
 //! Connections of callers: one accept loop per core, a deadline for every state a connection can be in, and an orderly end.
 
+mod crowd;
 mod guard;
 
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,8 +24,10 @@ use crate::api;
 use crate::api::reply::ReplyBody;
 use crate::metrics;
 use crate::plane::Plane;
+use crowd::Place;
 use guard::{Guard, Moment};
 
+pub use crowd::{Crowd, Network};
 pub use guard::Deadlines;
 
 /// Most connections waiting to be accepted.
@@ -41,6 +44,8 @@ pub struct Settings {
     pub deadlines: Deadlines,
     /// Most connections of this core.
     pub connections_max: usize,
+    /// The connections of all cores by address.
+    pub crowd: Crowd,
     /// Largest request head.
     pub head_bytes_max: usize,
 }
@@ -86,7 +91,7 @@ pub async fn serve(
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(&plane, stream, &settings, &open, &stage),
+                Ok((stream, from)) => admit(&plane, (stream, from.ip()), &settings, &open, &stage),
                 Err(fault) => {
                     tracing::warn!(%fault, "a connection could not be accepted");
                     sleep(ACCEPT_PAUSE).await;
@@ -111,7 +116,7 @@ pub async fn serve(
 
 fn admit(
     plane: &Rc<Plane>,
-    stream: TcpStream,
+    (stream, from): (TcpStream, IpAddr),
     settings: &Rc<Settings>,
     open: &Rc<Cell<usize>>,
     stage: &watch::Receiver<Stage>,
@@ -120,11 +125,15 @@ fn admit(
         ::metrics::counter!(metrics::CONNECTIONS_REFUSED_TOTAL, "reason" => "cap").increment(1);
         return; // dropped: the kernel closes it
     }
+    let Some(place) = settings.crowd.enter(from) else {
+        ::metrics::counter!(metrics::CONNECTIONS_REFUSED_TOTAL, "reason" => "address").increment(1);
+        return;
+    };
     // Small writes must not wait for acknowledgements: every event is one.
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let counted = Counted::new(open, plane);
+    let counted = Counted::new(open, plane, place);
     let (plane, settings, stage) = (plane.clone(), settings.clone(), stage.clone());
     tokio::task::spawn_local(async move {
         let _counted = counted;
@@ -133,20 +142,28 @@ fn admit(
 }
 
 /// One open connection in the counts, for as long as it lives.
-struct Counted(Rc<Cell<usize>>, Rc<Plane>);
+struct Counted {
+    open: Rc<Cell<usize>>,
+    plane: Rc<Plane>,
+    _place: Place,
+}
 
 impl Counted {
-    fn new(open: &Rc<Cell<usize>>, plane: &Rc<Plane>) -> Self {
+    fn new(open: &Rc<Cell<usize>>, plane: &Rc<Plane>, place: Place) -> Self {
         open.set(open.get() + 1);
         plane.meters.connections.increment(1.0);
-        Self(open.clone(), plane.clone())
+        Self {
+            open: open.clone(),
+            plane: plane.clone(),
+            _place: place,
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-        self.1.meters.connections.decrement(1.0);
+        self.open.set(self.open.get() - 1);
+        self.plane.meters.connections.decrement(1.0);
     }
 }
 
