@@ -27,6 +27,8 @@ const LAST_LOG: &str = "tollway_raft_last_log_index";
 const LOG_SYNCS: &str = "tollway_raft_log_syncs_total";
 /// The log index of the last change that nodes can see.
 const REVISION: &str = "tollway_revision";
+/// 1 while a majority confirms this replica's state, so that it may serve nodes.
+const CONTACT: &str = "tollway_push_contact";
 /// Upper bounds of the time histogram, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// Time between two clean-ups of the recorder.
@@ -81,6 +83,11 @@ fn describe() {
         Unit::Count,
         "Log index of the last change that nodes can see"
     );
+    describe_gauge!(
+        CONTACT,
+        Unit::Count,
+        "1 while a majority confirms this replica's state; nodes are sent away otherwise"
+    );
 }
 
 /// Counts an answer.
@@ -100,6 +107,11 @@ pub(crate) fn answered(method: &Method, route: &str, status: StatusCode, took: D
     ];
     counter!(ADMIN_REQUESTS, &labels).increment(1);
     histogram!(ADMIN_SECONDS, "route" => route.to_owned()).record(took.as_secs_f64());
+}
+
+/// Notes whether a majority confirms this replica's state.
+pub(crate) fn contact(confirmed: bool) {
+    gauge!(CONTACT).set(if confirmed { 1.0 } else { 0.0 });
 }
 
 /// Reads what the replica knows of itself, for a scrape.

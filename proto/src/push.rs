@@ -17,10 +17,10 @@ pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 /// Largest message either side accepts.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
-/// The control plane says something at least this often.
-pub const HEARTBEAT_MS: u64 = 5_000;
+/// How often a replica vouches for what it has sent, as long as a majority confirms it.
+pub const HEARTBEAT_MS: u64 = 1_000;
 /// A node that has heard nothing for this long connects elsewhere.
-pub const SILENCE_MS_MAX: u64 = 15_000;
+pub const SILENCE_MS_MAX: u64 = 5_000;
 /// The control plane waits this long for the answer to a full snapshot or a delta.
 pub const ANSWER_MS_MAX: u64 = 60_000;
 

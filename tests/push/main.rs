@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+mod cut;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -456,4 +458,37 @@ async fn a_node_renews_its_certificate_and_is_cut_off_when_it_is_removed() {
         .unwrap_err();
     assert_eq!(refused.code(), tonic::Code::PermissionDenied);
     assert_eq!(follower.live.snapshot().unwrap().revision, before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_leaves_a_replica_that_has_lost_its_majority_and_learns_of_a_revoked_key_elsewhere() {
+    let (control_dir, node_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let control = Control::start(control_dir.path(), LEAF_LIFE).await;
+    let other = cut::Other::start(&control).await;
+    let mut identity = control.join("n1", node_dir.path()).await;
+    identity.membership.peers = vec![other.peer_address.to_string()];
+    let lonely = Follower::start(&identity, node_dir.path());
+    lonely.reaches(control.cluster.state().revision).await;
+    let both_dir = tempfile::tempdir().unwrap();
+    identity.membership.peers.push(control.peer_address.to_string());
+    let follower = Follower::start(&identity, both_dir.path());
+    follower.reaches(control.cluster.state().revision).await;
+
+    other.cut_off();
+    let cut_at = Instant::now();
+    control.run(Command::RevokeKey(ApiKeyId::trusted("k"))).await;
+    let revoked = |follower: &Follower| {
+        follower.live.snapshot().unwrap().keys[&DIGEST]
+            .revoked_at
+            .is_some()
+    };
+    until(|| revoked(&follower)).await;
+    until(|| other.publisher.nodes().is_empty()).await;
+    let took = cut_at.elapsed();
+    println!("every node had left the replica {took:?} after it was cut off");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    // Who knows no other replica goes on with what it has, and knows how old that is.
+    assert!(!revoked(&lonely));
+    let age = lonely.live.age_ms();
+    until(|| lonely.live.age_ms() > age + 1_000).await;
 }

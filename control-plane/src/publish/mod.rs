@@ -5,9 +5,11 @@
 //! | [`build`] | pure: a state as one region's nodes see it, built once per revision and region |
 //! | [`session`] | pure: what to send to one node next |
 //! | [`serve`] | the gRPC service: one task and bounded queues per node, so a slow one holds up nobody |
+//! | [`contact`] | whether a majority confirms what this replica shows |
 //! | [`fleet`] | the nodes connected to this replica, and what they run |
 
 pub mod build;
+pub mod contact;
 pub mod fleet;
 pub mod serve;
 pub mod session;
@@ -15,6 +17,8 @@ pub mod session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tollway_shared::ids::{Region, Revision};
@@ -23,6 +27,7 @@ use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
 
 use self::build::{Builder, RegionView};
+use self::contact::Contact;
 use self::fleet::{Fleet, FleetNode};
 use crate::raft::Cluster;
 use crate::state::State;
@@ -36,6 +41,9 @@ pub trait Source: Send + Sync + 'static {
 
     /// What changed after a revision, and up to which one that is known.
     fn changes_since(&self, revision: Revision) -> Option<(Revision, BTreeSet<ResourceKey>)>;
+
+    /// Waits until the applied state has everything that was answered before the call. `false`: no majority says so, or not in time.
+    fn confirm(&self) -> BoxFuture<'_, bool>;
 }
 
 impl Source for Cluster {
@@ -45,6 +53,10 @@ impl Source for Cluster {
 
     fn changes_since(&self, revision: Revision) -> Option<(Revision, BTreeSet<ResourceKey>)> {
         Cluster::changes_since(self, revision)
+    }
+
+    fn confirm(&self) -> BoxFuture<'_, bool> {
+        self.barrier().map(|reached| reached.is_ok()).boxed()
     }
 }
 
@@ -60,6 +72,7 @@ struct Inner {
     builder: Mutex<Option<Builder>>,
     regions: Mutex<BTreeMap<Region, watch::Sender<RegionView>>>,
     fleet: Fleet,
+    contact: Contact,
     shutdown: CancellationToken,
 }
 
@@ -71,6 +84,8 @@ impl Publisher {
         now: fn() -> UnixMillis,
         shutdown: CancellationToken,
     ) -> Self {
+        let contact = Contact::new();
+        tokio::spawn(contact.clone().keep(source.clone(), shutdown.clone()));
         let publisher = Self(Arc::new(Inner {
             source,
             sealing_key,
@@ -78,6 +93,7 @@ impl Publisher {
             builder: Mutex::default(),
             regions: Mutex::default(),
             fleet: Fleet::default(),
+            contact,
             shutdown,
         }));
         tokio::spawn(publisher.clone().follow());

@@ -84,7 +84,11 @@ impl Push for PushService {
                 Ok(hello) => hello.and_then(|hello| check(&publisher, &identity, hello)),
                 Err(_) => Err(Status::deadline_exceeded("the first message must be a hello")),
             };
-            let end = match hello {
+            let wanted = match hello {
+                Ok(wanted) => publisher.0.contact.wait().await.map(|()| wanted),
+                Err(status) => Err(status),
+            };
+            let end = match wanted {
                 Ok((node, region, hello)) => {
                     let outbound = Outbound {
                         fast: fast.clone(),
@@ -262,6 +266,11 @@ impl Session {
     async fn run(mut self, mut inbound: Streaming<NodeMessage>) -> Status {
         let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // First of all: what a node takes over is as fresh as the last heartbeat.
+        heartbeat.tick().await;
+        if let Err(status) = self.vouch() {
+            return status;
+        }
         let shutdown = self.publisher.0.shutdown.clone();
         loop {
             if let Err(status) = self.turn() {
@@ -286,12 +295,9 @@ impl Session {
                         return Status::permission_denied("this node was removed");
                     }
                 }
-                _ = heartbeat.tick() => {
-                    let revision = self.view.borrow().revision.0;
-                    if self.fast(Says::Heartbeat(Heartbeat { revision })).is_err() {
-                        return Status::resource_exhausted("the node does not keep up");
-                    }
-                }
+                _ = heartbeat.tick() => if let Err(status) = self.vouch() {
+                    return status;
+                },
                 room = self.outbound.slow.clone().reserve_owned(), if self.sending.is_some() => {
                     let (Ok(room), Some(sending)) = (room, &mut self.sending) else {
                         return Status::ok("the node is gone");
@@ -307,6 +313,13 @@ impl Session {
                 () = until(due) => return Status::deadline_exceeded("the node did not answer in time"),
             }
         }
+    }
+
+    /// Tells the node that what it has been sent is what a majority has; ends the stream when that cannot be said.
+    fn vouch(&self) -> Result<(), Status> {
+        self.publisher.0.contact.check()?;
+        let revision = self.view.borrow().revision.0;
+        self.fast(Says::Heartbeat(Heartbeat { revision }))
     }
 
     fn turn(&mut self) -> Result<(), Status> {

@@ -70,7 +70,7 @@ impl Live {
         self.0.stops.load()
     }
 
-    /// Milliseconds since the control plane was last heard of; the age of the disk copy after a start without it.
+    /// Milliseconds since the control plane last vouched for what is in force; the age of the disk copy after a start without it.
     pub fn age_ms(&self) -> i64 {
         (clock::now().0 - self.0.contact.load(Ordering::Relaxed)).max(0)
     }
@@ -85,7 +85,7 @@ impl Live {
         self.0.secrets.load()
     }
 
-    /// Puts a checked snapshot in force, as heard of at `at`. Stops that it covers end.
+    /// Puts a checked snapshot in force, as vouched for at `at`. Stops that it covers end.
     pub fn set_snapshot(&self, snapshot: Arc<Snapshot>, at: UnixMillis) {
         let covered = self.0.stops.load().revision <= snapshot.revision;
         self.0.snapshot.store(Some(snapshot));
@@ -110,7 +110,7 @@ impl Live {
         self.0.secrets.store(Arc::new(secrets));
     }
 
-    /// Notes that the control plane was heard of.
+    /// Notes that the control plane vouched for what is in force.
     pub fn touch(&self, at: UnixMillis) {
         self.0.contact.fetch_max(at.0, Ordering::Relaxed);
     }

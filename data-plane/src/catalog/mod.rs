@@ -4,10 +4,11 @@
 //! |---|---|
 //! | [`Live`] | the snapshot in force, behind an atomic swap |
 //! | [`intake`] | pure: what to do with each message of the push stream |
-//! | [`subscribe`] | the stream to whichever replica answers, and the order disk → swap → answer |
+//! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
 //! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
 pub mod disk;
+mod form;
 pub mod intake;
 mod live;
 pub mod subscribe;

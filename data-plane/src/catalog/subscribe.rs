@@ -24,18 +24,17 @@ use tollway_proto::push::v1::{Ack, ControlMessage, Hello, NodeMessage};
 use tollway_proto::push::{MESSAGE_BYTES_MAX, SILENCE_MS_MAX};
 use tollway_shared::ids::{ClusterId, NodeId, Region};
 use tollway_shared::snapshot::Snapshot;
+use tollway_shared::time::UnixMillis;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::Live;
 use super::disk::Disk;
+use super::form::{Form, is_urgent};
 use super::intake::{Action, Caps, Intake};
 use super::trial::{LASTED, Trial};
 use crate::clock;
-use crate::metrics::{
-    CONTROL_CONNECTED, SNAPSHOT_CHANGES_TOTAL, SNAPSHOT_DELTAS_TOTAL, SNAPSHOT_FULLS_TOTAL,
-    SNAPSHOT_REJECTED_TOTAL,
-};
+use crate::metrics::{CONTROL_CONNECTED, SNAPSHOT_REJECTED_TOTAL};
 
 /// Longest wait before the first new attempt.
 const FIRST_RETRY_MAX: Duration = Duration::from_millis(250);
@@ -145,6 +144,8 @@ struct Node {
     /// When the snapshot in force has lasted.
     lasts_at: Option<Instant>,
     contact_noted: Option<Instant>,
+    /// When a replica last vouched for what it had sent.
+    vouched_at: UnixMillis,
     copying: Option<Copying>,
     /// A newer snapshot came into force while one was being copied.
     copy_again: bool,
@@ -174,6 +175,7 @@ impl Node {
             intake,
             lasts_at,
             contact_noted: None,
+            vouched_at: UnixMillis(0),
             copying: None,
             copy_again: false,
         })
@@ -278,6 +280,7 @@ impl Node {
                 && let Some(message) = held.pop_front()
             {
                 self.take_in(message, answers);
+                silent_at = Instant::now() + silence;
             }
             let lasts_at = self.lasts_at;
             tokio::select! {
@@ -285,13 +288,16 @@ impl Node {
                 message = stream.message(), if held.len() < HELD_MAX => match message {
                     Ok(Some(message)) => {
                         heard = true;
-                        silent_at = Instant::now() + silence;
-                        self.contact();
+                        if matches!(message.message, Some(Hears::Heartbeat(_))) {
+                            self.vouched();
+                        }
                         if self.is_waiting() && !is_urgent(&message) {
                             held.push_back(message);
                         } else {
                             self.take_in(message, answers);
                         }
+                        // Taking in a large snapshot takes seconds, in which nothing was listened for.
+                        silent_at = Instant::now() + silence;
                     }
                     Ok(None) => return Ended { reason: "the control plane closed the stream".into(), heard, refused: false },
                     Err(status) => {
@@ -364,7 +370,7 @@ impl Node {
     }
 
     fn copy(&self, snapshot: Arc<Snapshot>, waiting: Option<(Arc<Snapshot>, Ack)>) -> Copying {
-        let (disk, at) = (self.disk.clone(), clock::now());
+        let (disk, at) = (self.disk.clone(), self.vouched_at);
         let task = tokio::task::spawn_blocking(move || disk.write(&snapshot, at));
         Copying { task, waiting }
     }
@@ -390,13 +396,15 @@ impl Node {
         let revision = snapshot.revision;
         self.trial.begin(revision);
         self.lasts_at = Some(Instant::now() + LASTED);
-        self.live.set_snapshot(snapshot, clock::now());
+        self.live.set_snapshot(snapshot, self.vouched_at);
         tracing::info!(%revision, "a new revision is in force");
         answer(answers, Says::Ack(ack));
     }
 
-    fn contact(&mut self) {
+    /// Only this makes what is in force fresher: a replica without a majority may still send what it has, but does not vouch for it.
+    fn vouched(&mut self) {
         let now = clock::now();
+        self.vouched_at = now;
         self.live.touch(now);
         if self
             .contact_noted
@@ -405,34 +413,6 @@ impl Node {
             self.contact_noted = Some(Instant::now());
             if let Err(fault) = self.disk.note_contact(now) {
                 tracing::warn!(%fault, "the time of the last contact cannot be noted");
-            }
-        }
-    }
-}
-
-/// In which form a new revision came, for the counters.
-#[derive(Clone, Copy)]
-enum Form {
-    Full,
-    Delta { changes: u64 },
-}
-
-impl Form {
-    fn of(message: &ControlMessage) -> Self {
-        match &message.message {
-            Some(Hears::Delta(delta)) => Self::Delta {
-                changes: delta.changes.len() as u64,
-            },
-            _ => Self::Full,
-        }
-    }
-
-    fn count(self) {
-        match self {
-            Self::Full => counter!(SNAPSHOT_FULLS_TOTAL).increment(1),
-            Self::Delta { changes } => {
-                counter!(SNAPSHOT_DELTAS_TOTAL).increment(1);
-                counter!(SNAPSHOT_CHANGES_TOTAL).increment(changes);
             }
         }
     }
@@ -468,11 +448,6 @@ async fn finished(copying: &mut Option<Copying>) -> Copied {
         }
         None => std::future::pending().await,
     }
-}
-
-/// What is done at once even while a snapshot is being written.
-fn is_urgent(message: &ControlMessage) -> bool {
-    matches!(message.message, Some(Hears::Stop(_) | Hears::Heartbeat(_)) | None)
 }
 
 fn is_refusal(status: &Status) -> bool {
