@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State as Shared};
-use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use tollway_proto::admin::catalog::{
     Credential, CredentialPut, Endpoint, EndpointPut, Model, ModelPut, Notice, NoticePut, Price, PriceCreate,
@@ -22,7 +21,7 @@ use utoipa_axum::routes;
 
 use super::exchange::{Answer, Read, Write, path_id};
 use super::fault::Fault;
-use super::noun::{self, Filter, Noun, noun_routes};
+use super::noun::{self, an_id, replaced, shown};
 use super::{Api, Nothing};
 use crate::clock;
 use crate::state::{Kept, State};
@@ -30,147 +29,33 @@ use crate::state::{Kept, State};
 /// Most bytes of a provider's secret.
 const SECRET_BYTES_MAX: usize = 16 << 10;
 
-struct Providers;
+replaced!(providers: "provider", tag "providers", one "/providers/{id}", list "/providers",
+    records ProviderId => stored::Provider, view Provider, put ProviderPut, commands PutProvider RemoveProvider,
+    filters []);
 
-impl Noun for Providers {
-    type Id = ProviderId;
-    type Stored = stored::Provider;
-    type Put = ProviderPut;
-    type View = Provider;
-    const NAME: &'static str = "provider";
-    const FILTERS: &'static [Filter<Self::Stored>] = &[];
+replaced!(models: "model", tag "models", one "/models/{*id}", list "/models",
+    records ModelId => stored::Model, view Model, put ModelPut = with_its_birthday, commands PutModel RemoveModel,
+    filters []);
 
-    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
-        &state.providers
-    }
-
-    fn stored(put: ProviderPut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
-        put.into_stored(id)
-    }
-
-    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Provider {
-        Provider::of(&kept.value, kept.revision)
-    }
-
-    fn put(stored: Self::Stored) -> Command {
-        Command::PutProvider(stored)
-    }
-
-    fn remove(id: Self::Id) -> Command {
-        Command::RemoveProvider(id)
-    }
+/// A model as it is put; a replaced one keeps its birthday.
+fn with_its_birthday(put: ModelPut, id: ModelId, state: &State, now: UnixMillis) -> stored::Model {
+    let born = state.models.get(&id).map_or(now, |kept| kept.value.created_at);
+    put.into_stored(id, born)
 }
 
-noun_routes!(Providers in providers, tag "providers", one "/providers/{id}", list "/providers", roles ["owner", "admin"],
-    put ProviderPut, view Provider, filters []);
+replaced!(endpoints: "endpoint", tag "endpoints", one "/endpoints/{*id}", list "/endpoints",
+    records EndpointId => stored::Endpoint, view Endpoint, put EndpointPut, commands PutEndpoint RemoveEndpoint,
+    filters [("model", an_id::<ModelId>, |endpoint| Some(endpoint.model.as_str())),
+        ("provider", an_id::<ProviderId>, |endpoint| Some(endpoint.provider.as_str()))]);
 
-struct Models;
+replaced!(notices: "notice", tag "notices", one "/notices/{id}", list "/notices",
+    records NoticeId => notice::Notice, view Notice, put NoticePut, commands PutNotice RemoveNotice,
+    filters [("model", an_id::<ModelId>, |notice| Some(notice.model.as_str()))]);
 
-impl Noun for Models {
-    type Id = ModelId;
-    type Stored = stored::Model;
-    type Put = ModelPut;
-    type View = Model;
-    const NAME: &'static str = "model";
-    const FILTERS: &'static [Filter<Self::Stored>] = &[];
+struct Prices;
 
-    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
-        &state.models
-    }
-
-    /// A replaced model keeps its birthday.
-    fn stored(put: ModelPut, id: Self::Id, state: &State, now: UnixMillis) -> Self::Stored {
-        let born = state.models.get(&id).map_or(now, |kept| kept.value.created_at);
-        put.into_stored(id, born)
-    }
-
-    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Model {
-        Model::of(&kept.value, kept.revision)
-    }
-
-    fn put(stored: Self::Stored) -> Command {
-        Command::PutModel(stored)
-    }
-
-    fn remove(id: Self::Id) -> Command {
-        Command::RemoveModel(id)
-    }
-}
-
-noun_routes!(Models in models, tag "models", one "/models/{*id}", list "/models", roles ["owner", "admin"],
-    put ModelPut, view Model, filters []);
-
-struct Endpoints;
-
-impl Noun for Endpoints {
-    type Id = EndpointId;
-    type Stored = stored::Endpoint;
-    type Put = EndpointPut;
-    type View = Endpoint;
-    const NAME: &'static str = "endpoint";
-    const FILTERS: &'static [Filter<Self::Stored>] = &[
-        ("model", |endpoint, value| endpoint.model.as_str() == value),
-        ("provider", |endpoint, value| endpoint.provider.as_str() == value),
-    ];
-
-    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
-        &state.endpoints
-    }
-
-    fn stored(put: EndpointPut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
-        put.into_stored(id)
-    }
-
-    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Endpoint {
-        Endpoint::of(&kept.value, kept.revision)
-    }
-
-    fn put(stored: Self::Stored) -> Command {
-        Command::PutEndpoint(stored)
-    }
-
-    fn remove(id: Self::Id) -> Command {
-        Command::RemoveEndpoint(id)
-    }
-}
-
-noun_routes!(Endpoints in endpoints, tag "endpoints", one "/endpoints/{*id}", list "/endpoints", roles ["owner", "admin"],
-    put EndpointPut, view Endpoint, filters ["model", "provider"]);
-
-struct Notices;
-
-impl Noun for Notices {
-    type Id = NoticeId;
-    type Stored = notice::Notice;
-    type Put = NoticePut;
-    type View = Notice;
-    const NAME: &'static str = "notice";
-    const FILTERS: &'static [Filter<Self::Stored>] =
-        &[("model", |notice, value| notice.model.as_str() == value)];
-
-    fn records(state: &State) -> &OrdMap<Self::Id, Kept<Self::Stored>> {
-        &state.notices
-    }
-
-    fn stored(put: NoticePut, id: Self::Id, _: &State, _: UnixMillis) -> Self::Stored {
-        put.into_stored(id)
-    }
-
-    fn view(_: &State, kept: &Kept<Self::Stored>, _: UnixMillis) -> Notice {
-        Notice::of(&kept.value, kept.revision)
-    }
-
-    fn put(stored: Self::Stored) -> Command {
-        Command::PutNotice(stored)
-    }
-
-    fn remove(id: Self::Id) -> Command {
-        Command::RemoveNotice(id)
-    }
-}
-
-noun_routes!(Notices in notices, tag "notices", one "/notices/{id}", list "/notices", roles ["owner", "admin"],
-    put NoticePut, view Notice, filters ["model"]);
+shown!(Prices in prices: "price", records PriceId => stored::PriceVersion, view Price,
+    filters [("endpoint", an_id::<EndpointId>, |price| Some(price.endpoint.as_str()))]);
 
 /// Lists a provider's credentials, without their secrets.
 #[utoipa::path(get, path = "/providers/{provider}/credentials", tag = "credentials", params(("provider" = String, Path)),
@@ -218,7 +103,7 @@ async fn get_credential(
 async fn put_credential(
     Shared(api): Shared<Arc<Api>>,
     Path((provider, id)): Path<(String, String)>,
-    mut write: Write<CredentialPut>,
+    write: Write<CredentialPut>,
 ) -> Result<Answer<Credential>, Fault> {
     let (provider, id) = credential_path(&provider, &id)?;
     let secret = write.body.secret.clone();
@@ -243,13 +128,10 @@ async fn put_credential(
     let record = write
         .body
         .into_stored(id.clone(), provider.clone(), version, sealed, clock::now());
-    let mut view = Credential::of(&record, tollway_shared::ids::Revision(0));
-    api.remember(&mut write.head, &view);
-    let (actor, key) = write.head.names();
-    let receipt = api.write(write.head, Command::PutCredential(record)).await?;
-    if let Some(first) = api.recall::<Credential>(&actor, key.as_deref(), &receipt)? {
-        view = first;
-    }
+    let view = Credential::of(&record, tollway_shared::ids::Revision(0));
+    let (receipt, mut view) = api
+        .write_once(write.head, Command::PutCredential(record), view)
+        .await?;
     view.revision = receipt.revision.0;
     Ok(Answer::of(receipt.revision, view))
 }
@@ -298,40 +180,21 @@ struct MadePrice {
 /// Lists price versions.
 #[utoipa::path(get, path = "/prices", tag = "prices", params(("endpoint" = Option<String>, Query)),
     responses((status = 200, body = Page<Price>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
-async fn list_prices(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Page<Price>>, Fault> {
-    let window = read.params.take_window()?;
-    let endpoint = read.params.take_text::<EndpointId>("endpoint")?;
-    let seen = read.seen(&api).await?;
-    let (data, next) = noun::page(
-        &seen.state.prices,
-        &window,
-        |kept| {
-            endpoint
-                .as_ref()
-                .is_none_or(|wanted| kept.value.endpoint == *wanted)
-        },
-        |_, kept| Price::of(&kept.value, kept.revision),
-    )?;
-    let revision = seen.state.revision.0;
-    Ok(seen.answer(Page { data, next, revision }))
+async fn list_prices(Shared(api): Shared<Arc<Api>>, read: Read) -> Result<Answer<Page<Price>>, Fault> {
+    noun::list::<Prices>(&api, read).await
 }
 
 /// Adds a price version. In force at once, or from `effective_from`.
 #[utoipa::path(post, path = "/prices", tag = "prices", request_body = PriceCreate,
     responses((status = 201, body = Price)), security(("admin_key" = ["owner", "admin"])))]
-async fn add_price(
-    Shared(api): Shared<Arc<Api>>,
-    mut write: Write<PriceCreate>,
-) -> Result<Answer<Price>, Fault> {
-    let mut id = PriceId::trusted(super::minted("price"));
+async fn add_price(Shared(api): Shared<Arc<Api>>, write: Write<PriceCreate>) -> Result<Answer<Price>, Fault> {
+    let id = PriceId::trusted(super::minted("price"));
     let mut stored = write.body.into_stored(id.clone());
-    api.remember(&mut write.head, &MadePrice { id: id.to_string() });
-    let (actor, key) = write.head.names();
-    let receipt = api.write(write.head, Command::AddPrice(stored.clone())).await?;
-    if let Some(first) = api.recall::<MadePrice>(&actor, key.as_deref(), &receipt)? {
-        id = PriceId::trusted(first.id);
-        stored.id = id.clone();
-    }
+    let made = MadePrice { id: id.to_string() };
+    let command = Command::AddPrice(stored.clone());
+    let (receipt, made) = api.write_once(write.head, command, made).await?;
+    let id = PriceId::trusted(made.id);
+    stored.id = id.clone();
     // The state fills in when a price without a date starts to apply.
     let state = api.after(&receipt).await;
     let stored = state.prices.get(&id).map_or(stored, |kept| kept.value.clone());
@@ -346,14 +209,7 @@ async fn get_price(
     Path(id): Path<String>,
     read: Read,
 ) -> Result<Answer<Price>, Fault> {
-    let id: PriceId = path_id("id", &id)?;
-    let seen = read.seen(&api).await?;
-    let kept = seen
-        .state
-        .prices
-        .get(&id)
-        .ok_or_else(|| Fault::not_found("price", &id))?;
-    Ok(seen.answer(Price::of(&kept.value, kept.revision)))
+    noun::get::<Prices>(&api, &id, read).await
 }
 
 /// Takes back a price version that is not yet in force.

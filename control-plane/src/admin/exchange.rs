@@ -9,14 +9,14 @@ use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Textual;
 use tollway_proto::admin::{PAGE_ROWS, PAGE_ROWS_MAX};
 use tollway_proto::command::{Command, Idempotency, Outcome, Receipt};
 use tollway_shared::ids::Revision;
-use tollway_shared::seal::{self, Sealed};
+use tollway_shared::seal;
 
 use super::Api;
 use super::auth::Principal;
@@ -200,16 +200,6 @@ pub(crate) struct Head {
     pub(crate) actor: String,
     pub(crate) if_revision: Option<Revision>,
     pub(crate) idempotency: Option<Idempotency>,
-}
-
-impl Head {
-    /// Who asks and with which idempotency key, for [`Api::recall`].
-    pub(crate) fn names(&self) -> (String, Option<String>) {
-        (
-            self.actor.clone(),
-            self.idempotency.as_ref().map(|one| one.key.clone()),
-        )
-    }
 }
 
 impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Write<T> {
@@ -446,6 +436,13 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     }
 }
 
+/// A text that one answer shows and nothing can read back.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct OneText {
+    /// The text.
+    pub(crate) text: String,
+}
+
 impl Api {
     /// Proposes a write and waits until it is applied.
     pub(crate) async fn write(&self, head: Head, command: Command) -> Result<Receipt, Fault> {
@@ -472,39 +469,31 @@ impl Api {
         self.cluster.state()
     }
 
-    /// Seals the part of an answer that cannot be read back from the state, for retries with the same idempotency key.
-    pub(crate) fn remember<T: Serialize>(&self, head: &mut Head, answer: &T) {
-        if let Some(idempotency) = &mut head.idempotency {
-            let aad = answer_aad(&head.actor, &idempotency.key);
-            let plain = serde_json::to_vec(answer).expect("ids and keys are text");
-            idempotency.answer = Some(seal::seal(&self.root, &aad, &plain));
-        }
-    }
-
-    /// What [`Api::remember`] kept at the first time, when this was a retry.
-    pub(crate) fn recall<T: DeserializeOwned>(
+    /// Proposes a write whose answer holds `made`, which cannot be read back from the state: it is sealed with the write, so
+    /// that a retry with the same idempotency key gets the first one back.
+    pub(crate) async fn write_once<T: Serialize + DeserializeOwned>(
         &self,
-        actor: &str,
-        key: Option<&str>,
-        receipt: &Receipt,
-    ) -> Result<Option<T>, Fault> {
-        let (Some(replay), Some(key)) = (&receipt.replayed, key) else {
-            return Ok(None);
+        mut head: Head,
+        command: Command,
+        made: T,
+    ) -> Result<(Receipt, T), Fault> {
+        let Some(idempotency) = &mut head.idempotency else {
+            return Ok((self.write(head, command).await?, made));
         };
-        let lost = || {
-            Fault::new(
-                ProblemCode::Internal,
-                "the first answer to this idempotency key cannot be read",
-            )
+        let aad = format!("answer\n{}\n{}", head.actor, idempotency.key).into_bytes();
+        let plain = serde_json::to_vec(&made).expect("ids and keys are text");
+        idempotency.answer = Some(seal::seal(&self.root, &aad, &plain));
+        let receipt = self.write(head, command).await?;
+        let Some(replay) = &receipt.replayed else {
+            return Ok((receipt, made));
         };
-        let sealed: &Sealed = replay.answer.as_ref().ok_or_else(lost)?;
-        let plain = seal::open(&self.root, &answer_aad(actor, key), sealed).map_err(|_| lost())?;
-        serde_json::from_slice(plain.expose())
-            .map(Some)
-            .map_err(|_| lost())
+        let first = replay
+            .answer
+            .as_ref()
+            .and_then(|sealed| seal::open(&self.root, &aad, sealed).ok())
+            .and_then(|plain| serde_json::from_slice(plain.expose()).ok());
+        let lost = "the first answer to this idempotency key cannot be read";
+        let made = first.ok_or_else(|| Fault::new(ProblemCode::Internal, lost))?;
+        Ok((receipt, made))
     }
-}
-
-fn answer_aad(actor: &str, key: &str) -> Vec<u8> {
-    format!("answer\n{actor}\n{key}").into_bytes()
 }

@@ -18,8 +18,14 @@ use utoipa_axum::routes;
 use super::auth::PEPPER_VERSION;
 use super::exchange::{Answer, Read, Write, path_id};
 use super::fault::Fault;
-use super::{Api, Nothing, noun};
+use super::noun::{self, an_id, shown};
+use super::{Api, Nothing};
 use crate::clock;
+
+struct Keys;
+
+shown!(Keys in keys: "API key", records ApiKeyId => ApiKey, view Key,
+    filters [("project", an_id::<ProjectId>, |key| Some(key.project.as_str()))]);
 
 /// What a retry cannot read back from the state.
 #[derive(Serialize, Deserialize)]
@@ -31,22 +37,8 @@ struct Made {
 /// Lists API keys, without their text.
 #[utoipa::path(get, path = "/keys", tag = "keys", params(("project" = Option<String>, Query)),
     responses((status = 200, body = Page<Key>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
-async fn list_keys(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Page<Key>>, Fault> {
-    let window = read.params.take_window()?;
-    let project = read.params.take_text::<ProjectId>("project")?;
-    let seen = read.seen(&api).await?;
-    let (data, next) = noun::page(
-        &seen.state.keys,
-        &window,
-        |kept| {
-            project
-                .as_ref()
-                .is_none_or(|wanted| kept.value.project == *wanted)
-        },
-        |_, kept| Key::of(&kept.value, kept.revision),
-    )?;
-    let revision = seen.state.revision.0;
-    Ok(seen.answer(Page { data, next, revision }))
+async fn list_keys(Shared(api): Shared<Arc<Api>>, read: Read) -> Result<Answer<Page<Key>>, Fault> {
+    noun::list::<Keys>(&api, read).await
 }
 
 /// Reads one API key, without its text.
@@ -57,14 +49,7 @@ async fn get_key(
     Path(id): Path<String>,
     read: Read,
 ) -> Result<Answer<Key>, Fault> {
-    let id: ApiKeyId = path_id("id", &id)?;
-    let seen = read.seen(&api).await?;
-    let kept = seen
-        .state
-        .keys
-        .get(&id)
-        .ok_or_else(|| Fault::not_found("API key", &id))?;
-    Ok(seen.answer(Key::of(&kept.value, kept.revision)))
+    noun::get::<Keys>(&api, &id, read).await
 }
 
 /// Makes an API key. The answer is the only time it is shown; a retry with the same `Idempotency-Key` gets the same one.
@@ -72,7 +57,7 @@ async fn get_key(
     responses((status = 201, body = KeyCreated)), security(("admin_key" = ["owner", "admin"])))]
 async fn create_key(
     Shared(api): Shared<Arc<Api>>,
-    mut write: Write<KeyCreate>,
+    write: Write<KeyCreate>,
 ) -> Result<Answer<KeyCreated>, Fault> {
     let id = write
         .body
@@ -85,10 +70,8 @@ async fn create_key(
         id: id.to_string(),
         key: text,
     };
-    api.remember(&mut write.head, &made);
-    let (actor, key) = write.head.names();
-    let receipt = api.write(write.head, Command::CreateKey(stored.clone())).await?;
-    let made = api.recall(&actor, key.as_deref(), &receipt)?.unwrap_or(made);
+    let command = Command::CreateKey(stored.clone());
+    let (receipt, made) = api.write_once(write.head, command, made).await?;
     Ok(api.shown(made, stored, &receipt).await)
 }
 
@@ -98,7 +81,7 @@ async fn create_key(
 async fn rotate_key(
     Shared(api): Shared<Arc<Api>>,
     Path(id): Path<String>,
-    mut write: Write<KeyRotate>,
+    write: Write<KeyRotate>,
 ) -> Result<Answer<KeyCreated>, Fault> {
     let old: ApiKeyId = path_id("id", &id)?;
     // The old key's name goes on; its project and models are the state's to hand over.
@@ -125,15 +108,12 @@ async fn rotate_key(
         id: stored.id.to_string(),
         key: text,
     };
-    api.remember(&mut write.head, &made);
-    let (actor, key) = write.head.names();
     let command = Command::RotateKey {
         old,
         old_expires_at: now.plus_ms(i64::from(write.body.grace_seconds) * 1_000),
         new: stored.clone(),
     };
-    let receipt = api.write(write.head, command).await?;
-    let made = api.recall(&actor, key.as_deref(), &receipt)?.unwrap_or(made);
+    let (receipt, made) = api.write_once(write.head, command, made).await?;
     Ok(api.shown(made, stored, &receipt).await)
 }
 

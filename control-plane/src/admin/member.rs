@@ -1,214 +1,28 @@
-//! The cluster itself: admins, join tokens, nodes, replicas.
+//! The members of the cluster: nodes and replicas.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State as Shared};
-use serde::{Deserialize, Serialize};
-use tollway_proto::admin::cluster::{
-    Admin, AdminCreate, AdminCreated, Cluster, JOIN_TTL_SECONDS_MAX, JoinKind, JoinToken, JoinTokenCreate,
-    JoinTokenCreated, LeaderTransfer, Node, NodeConnection, Nodes, Replica,
-};
+use serde::Serialize;
+use tollway_proto::admin::Removed;
+use tollway_proto::admin::cluster::{Cluster, LeaderTransfer, Node, NodeConnection, Nodes, Replica};
 use tollway_proto::admin::problem::ProblemCode;
-use tollway_proto::admin::text::{SecretText, Text};
-use tollway_proto::admin::{Page, Removed};
+use tollway_proto::admin::text::Text;
 use tollway_proto::command::{self, Command, Member};
-use tollway_shared::ids::{AdminId, NodeId, ReplicaId};
-use tollway_shared::key_text::{self, KeyKind};
-use tollway_shared::seal;
+use tollway_shared::ids::{NodeId, ReplicaId};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::auth::PEPPER_VERSION;
 use super::exchange::{Answer, Read, Write, path_id};
 use super::fault::Fault;
 use super::{Api, Nothing, noun};
-use crate::clock;
 use crate::raft::{ClusterStatus, MemberStatus};
 
 /// How long a handler waits for a change of members. It goes on in the background.
 const CHANGE_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 /// How long a handler waits for another replica to lead.
 const TRANSFER_WITHIN: Duration = Duration::from_secs(4);
-
-/// What a retry cannot read back from the state.
-#[derive(Serialize, Deserialize)]
-struct Shown {
-    text: String,
-}
-
-/// Lists admins, without their keys.
-#[utoipa::path(get, path = "/admins", tag = "admins",
-    responses((status = 200, body = Page<Admin>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
-async fn list_admins(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Page<Admin>>, Fault> {
-    let window = read.params.take_window()?;
-    let seen = read.seen(&api).await?;
-    let view = |_: &AdminId, kept: &crate::state::Kept<command::Admin>| Admin::of(&kept.value, kept.revision);
-    let (data, next) = noun::page(&seen.state.admins, &window, |_| true, view)?;
-    let revision = seen.state.revision.0;
-    Ok(seen.answer(Page { data, next, revision }))
-}
-
-/// Reads one admin, without its key.
-#[utoipa::path(get, path = "/admins/{id}", tag = "admins", params(("id" = String, Path)),
-    responses((status = 200, body = Admin)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
-async fn get_admin(
-    Shared(api): Shared<Arc<Api>>,
-    Path(id): Path<String>,
-    read: Read,
-) -> Result<Answer<Admin>, Fault> {
-    let id: AdminId = path_id("id", &id)?;
-    let seen = read.seen(&api).await?;
-    let kept = seen
-        .state
-        .admins
-        .get(&id)
-        .ok_or_else(|| Fault::not_found("admin", &id))?;
-    Ok(seen.answer(Admin::of(&kept.value, kept.revision)))
-}
-
-/// Makes an admin. The answer is the only time its key is shown.
-#[utoipa::path(post, path = "/admins", tag = "admins", request_body = AdminCreate,
-    responses((status = 201, body = AdminCreated)), security(("admin_key" = ["owner"])))]
-async fn create_admin(
-    Shared(api): Shared<Arc<Api>>,
-    mut write: Write<AdminCreate>,
-) -> Result<Answer<AdminCreated>, Fault> {
-    let AdminCreate { id, name, role } = write.body;
-    let (text, stored) = new_admin(&api.root, id.0, name, role.into());
-    let shown = Shown { text };
-    api.remember(&mut write.head, &shown);
-    let (actor, key) = write.head.names();
-    let receipt = api
-        .write(write.head, Command::CreateAdmin(stored.clone()))
-        .await?;
-    let shown = api.recall(&actor, key.as_deref(), &receipt)?.unwrap_or(shown);
-    let state = api.after(&receipt).await;
-    let record = match state.admins.get(&stored.id) {
-        Some(kept) => Admin::of(&kept.value, kept.revision),
-        None => Admin::of(&stored, receipt.revision),
-    };
-    let body = AdminCreated {
-        key: SecretText::new(shown.text),
-        record,
-    };
-    Ok(Answer::of(receipt.revision, body).created())
-}
-
-/// A new admin: the text of its key, and what is stored of it.
-pub(crate) fn new_admin(
-    root: &seal::Key,
-    id: AdminId,
-    name: String,
-    role: command::Role,
-) -> (String, command::Admin) {
-    let text = key_text::mint(KeyKind::Admin, &super::entropy());
-    let admin = command::Admin {
-        name: if name.is_empty() { id.to_string() } else { name },
-        id,
-        role,
-        digest: seal::key_digest(&seal::pepper(root, PEPPER_VERSION), text.expose()),
-        pepper_version: PEPPER_VERSION,
-        last4: key_text::last4(text.expose()),
-        created_at: clock::now(),
-    };
-    (text.expose().clone(), admin)
-}
-
-/// Removes an admin. The last owner stays.
-#[utoipa::path(delete, path = "/admins/{id}", tag = "admins", params(("id" = String, Path)),
-    responses((status = 200, body = Removed)), security(("admin_key" = ["owner"])))]
-async fn delete_admin(
-    Shared(api): Shared<Arc<Api>>,
-    Path(id): Path<String>,
-    write: Write<Nothing>,
-) -> Result<Answer<Removed>, Fault> {
-    let id: AdminId = path_id("id", &id)?;
-    noun::removed(&api, write.head, id.to_string(), Command::RemoveAdmin(id)).await
-}
-
-/// Lists unused join tokens, without their text.
-#[utoipa::path(get, path = "/join-tokens", tag = "join-tokens",
-    responses((status = 200, body = Page<JoinToken>)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
-async fn list_join_tokens(
-    Shared(api): Shared<Arc<Api>>,
-    mut read: Read,
-) -> Result<Answer<Page<JoinToken>>, Fault> {
-    let window = read.params.take_window()?;
-    let seen = read.seen(&api).await?;
-    let now = clock::now();
-    // Digests have no text form of their own, and there are few tokens: the page is cut here.
-    let all = seen
-        .state
-        .join_tokens
-        .values()
-        .filter(|token| token.expires_at > now)
-        .map(JoinToken::of);
-    let mut rows = all.filter(|token| window.after.as_ref().is_none_or(|after| token.digest > *after));
-    let data: Vec<JoinToken> = rows.by_ref().take(window.limit).collect();
-    let more = rows.next().is_some();
-    let next = data.last().map(|token| token.digest.clone()).filter(|_| more);
-    let revision = seen.state.revision.0;
-    Ok(seen.answer(Page { data, next, revision }))
-}
-
-/// Makes a join token. It lets one replica or node in, once.
-#[utoipa::path(post, path = "/join-tokens", tag = "join-tokens", request_body = JoinTokenCreate,
-    responses((status = 201, body = JoinTokenCreated)), security(("admin_key" = ["owner", "operator"])))]
-async fn create_join_token(
-    Shared(api): Shared<Arc<Api>>,
-    mut write: Write<JoinTokenCreate>,
-) -> Result<Answer<JoinTokenCreated>, Fault> {
-    let kind = join_kind(&write.body)?;
-    let authority_hash = api.authority_hash()?;
-    let text = key_text::mint(KeyKind::Join, &super::entropy());
-    let text = format!("{}-{authority_hash}", text.expose());
-    let mut stored = command::JoinToken {
-        digest: seal::sha256(text.as_bytes()),
-        kind,
-        expires_at: clock::now().plus_ms(i64::from(write.body.ttl_seconds) * 1_000),
-    };
-    let mut shown = Shown { text };
-    api.remember(&mut write.head, &shown);
-    let (actor, key) = write.head.names();
-    let receipt = api
-        .write(write.head, Command::CreateJoinToken(stored.clone()))
-        .await?;
-    if let Some(first) = api.recall::<Shown>(&actor, key.as_deref(), &receipt)? {
-        shown = first;
-        stored.digest = seal::sha256(shown.text.as_bytes());
-        let state = api.after(&receipt).await;
-        if let Some(token) = state.join_tokens.get(&stored.digest) {
-            stored = token.clone();
-        }
-    }
-    let body = JoinTokenCreated {
-        token: SecretText::new(shown.text),
-        record: JoinToken::of(&stored),
-    };
-    Ok(Answer::of(receipt.revision, body).created())
-}
-
-fn join_kind(body: &JoinTokenCreate) -> Result<command::JoinKind, Fault> {
-    if !(1..=JOIN_TTL_SECONDS_MAX).contains(&body.ttl_seconds) {
-        let detail = format!("`ttl_seconds` must be between 1 and {JOIN_TTL_SECONDS_MAX}");
-        return Err(Fault::at(ProblemCode::Invalid, "ttl_seconds", detail));
-    }
-    match (body.kind, &body.region) {
-        (JoinKind::Replica, None) => Ok(command::JoinKind::Replica),
-        (JoinKind::Node, Some(region)) => Ok(command::JoinKind::Node(region.0.clone())),
-        (JoinKind::Replica, Some(_)) => Err(Fault::at(
-            ProblemCode::Invalid,
-            "region",
-            "`region` is for nodes; a replica has none",
-        )),
-        (JoinKind::Node, None) => Err(Fault::at(
-            ProblemCode::Invalid,
-            "region",
-            "`region` is missing: say where the node runs",
-        )),
-    }
-}
 
 /// Lists registered nodes, with what the replicas that serve them know.
 #[utoipa::path(get, path = "/nodes", tag = "nodes",
@@ -453,12 +267,9 @@ async fn transfer(
     }
 }
 
-/// The routes of the cluster itself.
+/// The routes of members.
 pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
-        .routes(routes!(list_admins, create_admin))
-        .routes(routes!(get_admin, delete_admin))
-        .routes(routes!(list_join_tokens, create_join_token))
         .routes(routes!(list_nodes))
         .routes(routes!(get_node, delete_node))
         .routes(routes!(get_cluster))

@@ -8,11 +8,12 @@
 //! | `auth` | who asks, and which roles a route allows |
 //! | `exchange` | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
-//! | `catalog`, `tenant`, `keys`, `member`, `join`, `usage`, `audit` | the routes |
+//! | `catalog`, `tenant`, `keys`, `admins`, `join_tokens`, `member`, `join`, `usage`, `audit` | the routes |
 //! | `ops` | health, metrics, the OpenAPI document |
 //! | `openapi` | the document |
 //! | `fault` | refusals |
 
+mod admins;
 mod audit;
 mod auth;
 mod catalog;
@@ -20,6 +21,7 @@ mod exchange;
 mod fault;
 mod fleet;
 mod join;
+mod join_tokens;
 mod keys;
 mod member;
 mod noun;
@@ -54,10 +56,10 @@ use crate::identity::authority::certificate_hash;
 use crate::metrics;
 use crate::raft::Cluster;
 
+pub(crate) use self::admins::new_admin;
 pub use self::auth::PEPPER_VERSION;
 pub use self::exchange::{BODY_BYTES_MAX, IDEMPOTENCY_BYTES_MAX};
 pub use self::fleet::{Fleet, FleetView, NoFleet};
-pub(crate) use self::member::new_admin;
 
 /// The header with a request's id, also the `instance` of a refusal.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-tollway-request-id");
@@ -83,6 +85,8 @@ fn collected() -> (Router<Arc<Api>>, Value) {
         .merge(catalog::routes())
         .merge(tenant::routes())
         .merge(keys::routes())
+        .merge(admins::routes())
+        .merge(join_tokens::routes())
         .merge(member::routes())
         .merge(join::routes())
         .merge(usage::routes())

@@ -1,0 +1,225 @@
+//! What is wrong with a request is said, and where.
+
+use super::*;
+
+#[tokio::test]
+async fn a_refused_body_names_its_field() {
+    let world = World::filled().await;
+    let cases = [
+        (
+            "PUT",
+            "providers/q",
+            json!({"dialect": "openai", "base_url": "https://x/v1", "colour": 1}),
+            "colour",
+        ),
+        (
+            "PUT",
+            "providers/q",
+            json!({"base_url": "https://x/v1"}),
+            "dialect",
+        ),
+        (
+            "PUT",
+            "providers/q",
+            json!({"dialect": "smoke", "base_url": "https://x/v1"}),
+            "dialect",
+        ),
+        (
+            "PUT",
+            "providers/q",
+            json!({"dialect": "openai", "base_url": "ftp://x"}),
+            "base_url",
+        ),
+        (
+            "PUT",
+            "providers/q",
+            json!({"dialect": "openai", "base_url": "https://x/v1", "idle_timeout_ms": -1}),
+            "idle_timeout_ms",
+        ),
+        (
+            "PUT",
+            "models/a/x",
+            json!({"context_tokens": "many"}),
+            "context_tokens",
+        ),
+        (
+            "PUT",
+            "endpoints/p/a/x",
+            json!({"model": "nope", "provider": "p", "upstream_model": "m"}),
+            "model",
+        ),
+        (
+            "PUT",
+            "endpoints/p/a/x",
+            json!({"model": "a/zzz", "provider": "p", "upstream_model": "m"}),
+            "model",
+        ),
+        (
+            "PUT",
+            "teams/u",
+            json!({"organization": "nobody"}),
+            "organization",
+        ),
+        (
+            "PUT",
+            "budgets/c",
+            json!({"scope": {"organization": "o"}, "limit": "1e3", "period": "daily"}),
+            "limit",
+        ),
+        (
+            "PUT",
+            "budgets/c",
+            json!({"scope": {"organization": "o"}, "limit": "0", "period": "daily"}),
+            "limit",
+        ),
+        (
+            "PUT",
+            "budgets/c",
+            json!({"scope": {"organization": "o"}, "limit": 5, "period": "daily"}),
+            "limit",
+        ),
+        (
+            "PUT",
+            "budgets/c",
+            json!({"scope": {"organization": "a b"}, "limit": "5", "period": "daily"}),
+            "scope.organization",
+        ),
+        (
+            "POST",
+            "prices",
+            json!({"endpoint": "p/a/m", "prices": {"input": "1"}}),
+            "prices.output",
+        ),
+        (
+            "POST",
+            "prices",
+            json!({"endpoint": "p/a/m", "prices": {"input": "1", "output": "1", "x": 1}}),
+            "prices.x",
+        ),
+        (
+            "POST",
+            "keys",
+            json!({"project": "j", "expires_at": "soon"}),
+            "expires_at",
+        ),
+        (
+            "POST",
+            "keys",
+            json!({"project": "j", "models": ["a/m", "nope"]}),
+            "models[1]",
+        ),
+        ("POST", "join-tokens", json!({"kind": "node"}), "region"),
+        ("POST", "join-tokens", json!({"kind": 1}), "kind"),
+        (
+            "PUT",
+            "providers/p",
+            json!({"dialect": true, "base_url": "https://a.example"}),
+            "dialect",
+        ),
+        (
+            "POST",
+            "join-tokens",
+            json!({"kind": "replica", "ttl_seconds": 0}),
+            "ttl_seconds",
+        ),
+        ("PUT", "organizations/bad%20id", json!({}), "id"),
+        (
+            "PUT",
+            "providers/p/credentials/x",
+            json!({"secret": ""}),
+            "secret",
+        ),
+    ];
+    for (method, path, body, field) in cases {
+        let shown = body.to_string();
+        let refused = world.call(method, path, Some(body)).await.refused(422, "invalid");
+        assert_eq!(refused["field"], field, "{shown}: {refused}");
+        assert!(refused["detail"].as_str().unwrap().len() > 10, "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_a_proper_request_says_so() {
+    let world = World::start().await;
+    let raw = |content_type: &str, body: &str| {
+        world
+            .request(&world.owner, "PUT", "organizations/o")
+            .header("content-type", content_type)
+            .body(Body::from(body.to_owned()))
+            .unwrap()
+    };
+    world
+        .send(raw("application/json", "{\"name\": "))
+        .await
+        .refused(400, "malformed_json");
+    world
+        .send(raw("application/json", "{} {}"))
+        .await
+        .refused(400, "malformed_json");
+    let deep = format!("{{\"name\": {}{}}}", "[".repeat(200), "]".repeat(200));
+    assert!(world.send(raw("application/json", &deep)).await.status < 500);
+    let twice = world
+        .send(raw("application/json", "{\"name\": \"a\", \"name\": \"b\"}"))
+        .await;
+    assert_eq!(twice.refused(422, "invalid")["field"], "name");
+    world
+        .send(raw("text/plain", "{}"))
+        .await
+        .refused(415, "unsupported_media_type");
+    let large = format!("{{\"name\": \"{}\"}}", "x".repeat(BODY_BYTES_MAX));
+    world
+        .send(raw("application/json", &large))
+        .await
+        .refused(413, "too_large");
+    world
+        .call("GET", "nonsense", None)
+        .await
+        .refused(404, "unknown_route");
+    let wrong = world.call("PATCH", "providers", None).await;
+    assert!(wrong.headers.contains_key("allow"));
+    wrong.refused(405, "method_not_allowed");
+    for (path, field) in [
+        ("providers?limit=0", "limit"),
+        ("providers?limit=1001", "limit"),
+        ("providers?colour=red", "colour"),
+        ("providers?limit=1&limit=2", "limit"),
+        ("providers?consistency=maybe", "consistency"),
+        ("endpoints?model=nonsense", "model"),
+        ("budgets?level=city", "level"),
+        ("keys?project=%20", "project"),
+        ("usage?group_by=weather", "group_by"),
+        ("usage?from=yesterday", "from"),
+    ] {
+        let refused = world
+            .call("GET", path, None)
+            .await
+            .refused(400, "invalid_request");
+        assert_eq!(refused["field"], field, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_stale_precondition_is_refused() {
+    let world = World::start().await;
+    let first = world
+        .put("organizations/o?if_revision=0", json!({"name": "one"}))
+        .await;
+    let refused = world
+        .call("PUT", "organizations/o?if_revision=0", Some(json!({})))
+        .await;
+    assert_eq!(
+        refused.refused(412, "precondition_failed")["field"],
+        "if_revision"
+    );
+    let path = format!("organizations/o?if_revision={}", first["revision"]);
+    world.put(&path, json!({"name": "two"})).await;
+    world
+        .call("PUT", &path, Some(json!({"name": "three"})))
+        .await
+        .refused(412, "precondition_failed");
+    assert_eq!(world.get("organizations/o").await["name"], "two");
+    world
+        .call("DELETE", &path, None)
+        .await
+        .refused(412, "precondition_failed");
+}
