@@ -1,0 +1,182 @@
+//! Answers that do not come, or break: failover, error events, and what is billed all the same.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tollway_proto::usage::{EndState, UsageSource};
+use tollway_provider::Provider as Scripted;
+use tollway_shared::catalog::Dialect;
+use tollway_shared::cost;
+
+use crate::node::{Node, SOON, agrees, chunks, header};
+
+#[tokio::test]
+async fn a_failing_endpoint_is_passed_over_before_the_first_byte() {
+    let (a, b) = (Scripted::start("a"), Scripted::start("b"));
+    let node = Node::start(&[(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)]).await;
+    for (prompt, extra, fault) in [
+        ("[[tw:fail_at=a]]", json!({}), "status"),
+        ("[[tw:only=a]] [[tw:garbage]]", json!({}), "garbled"),
+        ("[[tw:only=a]] [[tw:stall_ms=60000]]", json!({}), "timeout"),
+    ] {
+        // A fresh node each time would be slow; a failure is held against `a` for a while, so it is asked for by name.
+        let before = node.events_now().len();
+        let mut extra = extra;
+        extra["provider"] = json!({"order": ["a"]});
+        let response = node.ask(prompt, extra).await;
+        assert_eq!(
+            response.status(),
+            200,
+            "{prompt}: {}",
+            response.text().await.unwrap()
+        );
+        let _ = response.text().await.unwrap();
+        let events = node.events(before + 1).await;
+        let event = events
+            .iter()
+            .max_by_key(|event| (event.started_at.0, event.sequence))
+            .unwrap();
+        assert_eq!(event.provider.as_str(), "b", "{prompt}");
+        let faults: Vec<_> = event.attempts.iter().map(|a| a.fault.as_deref()).collect();
+        if faults.len() == 2 {
+            assert_eq!(faults, [Some(fault), None], "{prompt}");
+        }
+        assert_eq!(event.end, EndState::Completed, "{prompt}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_ends_in_an_error_event() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    for (number, prompt, code) in [
+        (1, "[[tw:chunks=20]] [[tw:cut_after=3]]", "upstream_broken"),
+        (2, "[[tw:chunks=20]] [[tw:stall_after=3]]", "upstream_broken"),
+        (3, "[[tw:chunks=20]] [[tw:error_event=3]]", "upstream_error"),
+    ] {
+        let text = node
+            .ask(prompt, json!({"stream": true}))
+            .await
+            .text()
+            .await
+            .unwrap();
+        let seen = chunks(&text);
+        let last = seen.last().unwrap();
+        assert_eq!(last["error"]["metadata"]["error_type"], code, "{prompt}: {text}");
+        assert!(last["error"]["code"].is_number() && last["choices"][0]["finish_reason"] == "error");
+        let events = node.events(number).await;
+        let event = events.iter().max_by_key(|event| event.sequence).unwrap();
+        assert_eq!(
+            (event.end, event.fault.as_deref()),
+            (EndState::Failed, Some(code))
+        );
+        assert_eq!(event.usage_source, UsageSource::Estimated);
+        assert!(event.tokens.output > 0 && event.estimator.is_some());
+    }
+}
+
+#[tokio::test]
+async fn a_hang_up_cancels_the_provider_and_is_accounted() {
+    let (a, bills) = (Scripted::start("a"), Scripted::start("bills"));
+    for (scripted, name) in [(&a, "a"), (&bills, "bills")] {
+        let node = Node::start(&[(scripted, name, Dialect::OpenAi)]).await;
+        let response = node
+            .ask("[[tw:chunks=100]] [[tw:delay_ms=10]]", json!({"stream": true}))
+            .await;
+        let mut body = response.bytes_stream();
+        body.next().await.unwrap().unwrap();
+        drop(body);
+        let left = Instant::now();
+        let events = node.events(1).await;
+        assert_eq!(events[0].end, EndState::Cancelled);
+        if name == "a" {
+            while scripted.counts().hung_up == 0 {
+                assert!(left.elapsed() < SOON, "the provider never noticed");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            assert_eq!(events[0].usage_source, UsageSource::Estimated);
+        } else {
+            agrees(&events[0], scripted);
+            assert_eq!(scripted.counts().finished, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_was_sent_and_never_answered_is_billed_as_an_estimate() {
+    let (a, b) = (Scripted::start("a"), Scripted::start("b"));
+    let both = [(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)];
+    let ordered = json!({"provider": {"order": ["a", "b"]}});
+    for (endpoints, prompt, source) in [
+        // The second one turned it away, so the first one, which may have worked, is what is billed.
+        (
+            &both[..],
+            "[[tw:only=a]] [[tw:stall_ms=60000]] [[tw:only=b]] [[tw:status=503]]",
+            UsageSource::Estimated,
+        ),
+        (&both[..1], "[[tw:garbage]]", UsageSource::Estimated),
+        (&both[..], "[[tw:status=503]]", UsageSource::None),
+    ] {
+        let node = Node::start(endpoints).await;
+        let response = node.ask(prompt, ordered.clone()).await;
+        assert!(response.status().is_server_error(), "{prompt}");
+        let event = node.events(1).await.remove(0);
+        assert_eq!(
+            (event.end, event.usage_source),
+            (EndState::Failed, source),
+            "{prompt}"
+        );
+        if source == UsageSource::Estimated {
+            assert_eq!(event.provider.as_str(), "a", "{prompt}");
+            assert!(event.tokens.input > 0 && event.charge.total.0 > 0, "{prompt}");
+        } else {
+            assert_eq!(event.charge, cost::Charge::default(), "{prompt}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_could_not_be_sent_is_no_usage() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[
+        (&provider, "locked", Dialect::OpenAi),
+        (&provider, "a", Dialect::OpenAi),
+    ])
+    .await;
+    let failed = node.ask("x", json!({"provider": {"only": ["locked"]}})).await;
+    assert_eq!(failed.status(), 502);
+    let body: Value = failed.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "attempts_exhausted");
+    let served = node.ask("x", json!({})).await;
+    assert_eq!(served.status(), 200);
+    assert_eq!(header(&served, "x-tollway-provider"), "a");
+    assert_eq!(header(&served, "x-tollway-attempts"), "2");
+    // Events are in order: had the first request one, it would be here too.
+    let events = node.events(1).await;
+    assert_eq!(
+        events[0].request_id.as_str(),
+        header(&served, "x-tollway-request-id")
+    );
+    let attempts = events[0].attempts.iter();
+    let attempts: Vec<_> = attempts
+        .map(|a| (a.provider.as_str(), a.fault.as_deref()))
+        .collect();
+    assert_eq!(attempts, [("locked", Some("credential")), ("a", None)]);
+    agrees(&events[0], &provider);
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_before_the_answer_is_accounted() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    let asked = node.ask("[[tw:stall_ms=1000]]", json!({}));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), asked)
+            .await
+            .is_err()
+    );
+    let events = node.events(1).await;
+    assert_eq!((events[0].end, events[0].status), (EndState::Cancelled, 499));
+    assert_eq!(events[0].usage_source, UsageSource::Estimated);
+}

@@ -1,0 +1,8 @@
+//! The whole data plane in one process, against the scripted provider: what callers see, and exactly one event per request.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod answers;
+mod failures;
+mod node;
+mod refusals;

@@ -1,0 +1,305 @@
+//! A whole data plane on loopback, and what a test asks of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tollway_data::catalog::{Live, NodeSecrets};
+use tollway_data::config::Config;
+use tollway_data::plane::Names;
+use tollway_data::run::{self, Running};
+use tollway_data::{clock, usage};
+use tollway_proto::push::encode_resource;
+use tollway_proto::usage::{LogLine, UsageEvent, UsageSource, log_file_name};
+use tollway_provider::Provider as Scripted;
+use tollway_shared::catalog::{
+    AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider, credential_aad,
+};
+use tollway_shared::cost::{self, Prices};
+use tollway_shared::ids::{
+    ApiKeyId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId, OrganizationId, PriceId,
+    ProjectId, ProviderId, Region,
+};
+use tollway_shared::key_text::{KeyKind, mint};
+use tollway_shared::money::Price;
+use tollway_shared::notice::Notice;
+use tollway_shared::seal::{self, Key};
+use tollway_shared::snapshot::{Resource, Snapshot};
+use tollway_shared::tenant::{ApiKey, Organization, Project};
+use tollway_shared::time::UnixMillis;
+
+pub(crate) const MODEL: &str = "acme/one";
+pub(crate) const PARTITIONS: i32 = 2;
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) struct Node {
+    pub(crate) running: Running,
+    pub(crate) live: Live,
+    pub(crate) key: String,
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) http: reqwest::Client,
+}
+
+pub(crate) fn api_key(project: &str, id: &str, digest: [u8; 32]) -> ApiKey {
+    ApiKey {
+        id: ApiKeyId::trusted(id),
+        project: ProjectId::trusted(project),
+        name: id.into(),
+        digest,
+        pepper_version: 1,
+        last4: "xxxx".into(),
+        models: Vec::new(),
+        created_at: UnixMillis(0),
+        expires_at: None,
+        revoked_at: None,
+        rotated_from: None,
+    }
+}
+
+pub(crate) fn model(id: &str) -> Resource {
+    Resource::Model(Model {
+        id: ModelId::trusted(id),
+        name: id.into(),
+        description: String::new(),
+        context_tokens: 1_000,
+        created_at: UnixMillis(0),
+    })
+}
+
+/// A provider with a credential and an endpoint of [`MODEL`] at it, one dollar per million in, two out.
+pub(crate) fn served_by(
+    scripted: &Scripted,
+    name: &str,
+    dialect: Dialect,
+    rank: u32,
+    region_key: &Key,
+) -> Vec<Resource> {
+    let provider = ProviderId::trusted(name);
+    let credential = CredentialId::trusted(format!("{name}-main"));
+    let endpoint = EndpointId::trusted(format!("{name}/{MODEL}"));
+    let aad = credential_aad(&provider, &credential, 1);
+    let other_key = Key::new([3; 32]);
+    let sealing_key = if name == "locked" { &other_key } else { region_key };
+    vec![
+        Resource::Provider(Provider {
+            id: provider.clone(),
+            name: name.into(),
+            dialect,
+            base_url: format!("{}/v1", scripted.base_url()),
+            auth: if dialect == Dialect::Anthropic {
+                AuthScheme::XApiKey
+            } else {
+                AuthScheme::Bearer
+            },
+            private_network: true,
+            stream_usage: true,
+            bills_after_cancel: name == "bills",
+            connect_timeout_ms: 2_000,
+            first_byte_timeout_ms: 1_500,
+            idle_timeout_ms: 600,
+            enabled: true,
+        }),
+        Resource::Credential(Credential {
+            id: credential,
+            provider: provider.clone(),
+            version: 1,
+            regions: Vec::new(),
+            sealed: seal::seal(sealing_key, &aad, b"provider-secret"),
+            created_at: UnixMillis(0),
+        }),
+        Resource::Endpoint(Endpoint {
+            id: endpoint.clone(),
+            model: ModelId::trusted(MODEL),
+            provider,
+            upstream_model: "tw-small".into(),
+            region: None,
+            max_output_tokens: None,
+            rank,
+            enabled: true,
+        }),
+        Resource::Price(PriceVersion {
+            id: PriceId::trusted(format!("price-{name}")),
+            endpoint,
+            effective_from: UnixMillis(0),
+            prices: Prices {
+                input: Price(1_000_000_000),
+                output: Price(2_000_000_000),
+                input_cache_read: None,
+                input_cache_write: None,
+                output_reasoning: None,
+                request: None,
+            },
+        }),
+    ]
+}
+
+pub(crate) fn put(snapshot: &mut Snapshot, resource: Resource) {
+    let digest = seal::sha256(&encode_resource(&resource));
+    snapshot.put(resource, digest);
+}
+
+impl Node {
+    pub(crate) async fn start(providers: &[(&Scripted, &str, Dialect)]) -> Self {
+        let (pepper, region_key) = (Key::new([1; 32]), Key::new([2; 32]));
+        let key = mint(KeyKind::Inference, &[7; 32]).expose().clone();
+        let mut snapshot = Snapshot::default();
+        put(&mut snapshot, model(MODEL));
+        put(&mut snapshot, model("acme/empty"));
+        put(&mut snapshot, model("acme/old"));
+        put(
+            &mut snapshot,
+            Resource::Notice(Notice {
+                id: NoticeId::trusted("n"),
+                model: ModelId::trusted("acme/old"),
+                endpoint: None,
+                deprecated_at: UnixMillis(0),
+                sunset_at: Some(UnixMillis(1)),
+                successor: Some(ModelId::trusted(MODEL)),
+                reason: "old".into(),
+                url: None,
+            }),
+        );
+        put(
+            &mut snapshot,
+            Resource::Organization(Organization {
+                id: OrganizationId::trusted("org"),
+                name: "org".into(),
+                enabled: true,
+            }),
+        );
+        put(
+            &mut snapshot,
+            Resource::Project(Project {
+                id: ProjectId::trusted("project"),
+                organization: OrganizationId::trusted("org"),
+                team: None,
+                name: "project".into(),
+                enabled: true,
+            }),
+        );
+        let digest = seal::key_digest(&pepper, &key);
+        put(&mut snapshot, Resource::ApiKey(api_key("project", "key", digest)));
+        for (rank, (scripted, name, dialect)) in (0..).zip(providers) {
+            for resource in served_by(scripted, name, *dialect, rank, &region_key) {
+                put(&mut snapshot, resource);
+            }
+        }
+        assert_eq!(snapshot.check(None), []);
+        let live = Live::new(NodeSecrets {
+            region_key: Some(region_key),
+            peppers: [(1, pepper)].into(),
+        });
+        live.set_snapshot(Arc::new(snapshot), clock::now());
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            data_dir: dir.path().join("data"),
+            usage: usage::Settings {
+                partitions: PARTITIONS,
+                dir: Some(dir.path().join("usage")),
+                ..usage::Settings::default()
+            },
+            ..Config::default()
+        };
+        config.api.listen = ([127, 0, 0, 1], 0).into();
+        config.ops.listen = ([127, 0, 0, 1], 0).into();
+        config.server.threads = 2;
+        config.drain.grace_ms = 0;
+        config.drain.max_stream_ms = 200;
+        let names = Names {
+            cluster: ClusterId::trusted("cluster"),
+            region: Region::trusted("eu"),
+            node: NodeId::trusted("node"),
+        };
+        let running = run::serve(&config, names, live.clone()).await.unwrap();
+        // Another test of this process may have installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Self {
+            running,
+            live,
+            key,
+            dir,
+            http: reqwest::Client::new(),
+        }
+    }
+
+    pub(crate) fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+        let url = format!("{}/v1/chat/completions", self.running.api_url);
+        self.http
+            .post(url)
+            .header("content-type", "application/json")
+            .body(body)
+    }
+
+    pub(crate) async fn ask(&self, prompt: &str, extra: Value) -> reqwest::Response {
+        let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}]});
+        body.as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        self.post(body.to_string())
+            .bearer_auth(&self.key)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    /// Events, once there are at least `count`.
+    pub(crate) async fn events(&self, count: usize) -> Vec<UsageEvent> {
+        let begun = Instant::now();
+        loop {
+            let events = self.events_now();
+            if events.len() >= count || begun.elapsed() > SOON {
+                assert_eq!(events.len(), count, "{events:#?}");
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub(crate) fn events_now(&self) -> Vec<UsageEvent> {
+        let files = (0..PARTITIONS).map(|n| self.dir.path().join("usage").join(log_file_name(n)));
+        let text: String = files
+            .filter_map(|path| std::fs::read_to_string(path).ok())
+            .collect();
+        text.lines()
+            .filter_map(|line| serde_json::from_str::<LogLine<'_>>(line).ok())
+            .map(|line| serde_json::from_str(line.event.get()).unwrap())
+            .collect()
+    }
+}
+
+pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {
+    response
+        .headers()
+        .get(name)
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("")
+}
+
+/// The JSON of a stream's events; `[DONE]` is `null`.
+pub(crate) fn chunks(text: &str) -> Vec<Value> {
+    text.split("\n\n")
+        .filter_map(|event| event.trim().strip_prefix("data: "))
+        .map(|data| {
+            if data == "[DONE]" {
+                Value::Null
+            } else {
+                serde_json::from_str(data).unwrap()
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn agrees(event: &UsageEvent, scripted: &Scripted) {
+    let seen = scripted.seen();
+    let seen = seen
+        .iter()
+        .find(|seen| seen.request_id.as_deref() == Some(event.request_id.as_str()))
+        .unwrap();
+    assert_eq!(event.usage_source, UsageSource::Provider);
+    assert_eq!(
+        (event.tokens.prompt(), event.tokens.completion()),
+        (seen.used.prompt, seen.used.completion)
+    );
+    assert_eq!(event.charge, cost::charge(&event.tokens, &event.prices).unwrap());
+    assert!(event.charge.total.0 > 0);
+}
