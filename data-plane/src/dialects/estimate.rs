@@ -73,11 +73,20 @@ pub fn content(json: &str) -> Measure {
     measure
 }
 
-/// The counts of a request with this estimate of its prompt, that got `reply_bytes` bytes of text back.
-pub fn counts(prompt_tokens: u64, reply_bytes: u64) -> TokenCounts {
+/// What is known of a request's size before it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// The estimate of its prompt.
+    pub prompt_tokens: u64,
+    /// The most that the caller allows in all answers.
+    pub completion_tokens_max: u64,
+}
+
+/// The counts of a request of this size that got `reply_bytes` bytes of text back.
+pub fn counts(size: Size, reply_bytes: u64) -> TokenCounts {
     TokenCounts {
-        input: prompt_tokens,
-        output: tokens(reply_bytes),
+        input: size.prompt_tokens,
+        output: tokens(reply_bytes).min(size.completion_tokens_max),
         ..TokenCounts::default()
     }
 }
@@ -119,7 +128,12 @@ mod tests {
         ));
         prompt.add(content("null"));
         assert_eq!(prompt.tokens(), 3 + 12 + 1_000);
-        assert_eq!(counts(7, 5).output, 2);
+        let size = |completion_tokens_max| Size {
+            prompt_tokens: 7,
+            completion_tokens_max,
+        };
+        assert_eq!(counts(size(u64::MAX), 5).output, 2);
+        assert_eq!(counts(size(1), 5).output, 1);
     }
 
     #[test]

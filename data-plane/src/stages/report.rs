@@ -15,6 +15,7 @@ use tollway_shared::tokens::TokenCounts;
 use super::settle;
 use crate::ask::Ask;
 use crate::clock;
+use crate::dialects::estimate::Size;
 use crate::dialects::{Tally, estimate};
 use crate::metrics::Ended;
 use crate::pipeline::{Arrival, Caller};
@@ -37,7 +38,7 @@ pub struct Record {
 struct Open {
     event: Box<UsageEvent>,
     candidate: Candidate,
-    prompt_tokens: u64,
+    size: Size,
     first_byte: Option<Instant>,
     /// An attempt is running or was answered.
     reached: bool,
@@ -85,7 +86,7 @@ impl Record {
                 self.open.insert(Open {
                     event: Box::new(event),
                     candidate: candidate.clone(),
-                    prompt_tokens: ask.prompt_tokens,
+                    size: ask.size(),
                     first_byte: None,
                     reached: false,
                     worked: None,
@@ -154,7 +155,8 @@ impl Record {
     /// What the tally costs so far.
     pub fn cost(&self) -> Option<NanoUsd> {
         let open = self.open.as_ref()?;
-        settle::total(&open.event.prices, &self.tally, open.prompt_tokens, open.reached)
+        let settled = settle::settled(&open.event.prices, &self.tally, open.size, open.reached);
+        Some(settled.charge.total)
     }
 
     /// How many attempts were made.
@@ -183,7 +185,7 @@ impl Record {
         event.fault = fault.map(|_| code.to_owned());
         event.finished_at = UnixMillisText(clock::now());
         event.finish_reason = self.tally.finish_reason.take();
-        settle::charge(event, &self.tally, open.prompt_tokens, open.reached);
+        settle::charge(event, &self.tally, open.size, open.reached);
         let started = self.arrival.started;
         self.plane.meters.ended(&Ended {
             candidate: &open.candidate,

@@ -1,50 +1,187 @@
 //! Real token counts → the charge, at the prices pinned at admission. PURE.
+//!
+//! What a provider counts is billed as it is, unless nobody could have used so much: then, as when it counts nothing, an estimate is.
+//! Whatever it says, a request that reached a provider is never billed at nothing for it.
 
 use tollway_proto::usage::{UsageEvent, UsageSource};
-use tollway_shared::cost::{self, Prices};
-use tollway_shared::money::NanoUsd;
+use tollway_shared::cost::{self, Charge, Prices};
 use tollway_shared::tokens::TokenCounts;
 
+use crate::dialects::estimate::Size;
 use crate::dialects::{Tally, estimate};
+
+/// More tokens of one kind than this are a provider's mistake: ten times the longest context that is sold.
+const PLAUSIBLE_TOKENS_MAX: u64 = 100_000_000;
+
+/// What a request is billed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// What was used.
+    pub tokens: TokenCounts,
+    /// Who says so.
+    pub source: UsageSource,
+    /// What it costs.
+    pub charge: Charge,
+}
 
 /// Writes counts, their source and the charge into the event.
 ///
 /// - `reached`: whether a provider may have worked on the request. A request that every provider turned away used nothing.
-pub fn charge(event: &mut UsageEvent, tally: &Tally, prompt_tokens: u64, reached: bool) {
-    (event.tokens, event.usage_source) = counts(tally, prompt_tokens, reached);
-    event.estimator = (event.usage_source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
-    event.charge = price(event);
+pub fn charge(event: &mut UsageEvent, tally: &Tally, size: Size, reached: bool) {
+    let settled = settled(&event.prices, tally, size, reached);
+    if let Some(counts) = tally.usage.filter(|_| reached)
+        && settled.source == UsageSource::Estimated
+        && tally.usage_is_final
+    {
+        tracing::warn!(request = %event.request_id, provider = %event.provider, ?counts, "a provider's counts are out of range; an estimate is billed");
+    }
+    event.tokens = settled.tokens;
+    event.usage_source = settled.source;
+    event.estimator = (settled.source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
+    event.charge = settled.charge;
+}
+
+/// What the answer so far is billed for.
+pub fn settled(prices: &Prices, tally: &Tally, size: Size, reached: bool) -> Settled {
+    let (mut tokens, mut source) = counts(tally, size, reached);
+    if source == UsageSource::None {
+        return Settled {
+            tokens,
+            source,
+            charge: Charge::default(),
+        };
+    }
+    if source == UsageSource::Provider && cost::charge(&tokens, prices).is_err() {
+        (tokens, source) = (estimate::counts(size, tally.text_bytes), UsageSource::Estimated);
+    }
+    loop {
+        match cost::charge(&tokens, prices) {
+            Ok(charge) => {
+                return Settled {
+                    tokens,
+                    source,
+                    charge,
+                };
+            }
+            // Past nine billion dollars for one request, prices are the mistake: what fits is billed, which is not nothing. Ends with
+            // no tokens left, at the latest.
+            Err(_) => {
+                source = UsageSource::Estimated;
+                tokens = halved(tokens);
+            }
+        }
+    }
 }
 
 /// What was used, and who says so.
 ///
 /// Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
-pub fn counts(tally: &Tally, prompt_tokens: u64, reached: bool) -> (TokenCounts, UsageSource) {
-    let estimated = estimate::counts(prompt_tokens, tally.text_bytes);
-    match tally.usage {
+fn counts(tally: &Tally, size: Size, reached: bool) -> (TokenCounts, UsageSource) {
+    let estimated = estimate::counts(size, tally.text_bytes);
+    match tally.usage.filter(plausible) {
         _ if !reached => (TokenCounts::default(), UsageSource::None),
         Some(counts) if tally.usage_is_final => (counts, UsageSource::Provider),
         Some(so_far) => {
-            let output = so_far.output.max(estimated.output);
+            let visible = estimated.output.saturating_sub(so_far.output_reasoning);
+            let output = so_far.output.max(visible);
             (TokenCounts { output, ..so_far }, UsageSource::Estimated)
         }
         None => (estimated, UsageSource::Estimated),
     }
 }
 
-/// What [`charge`] would write as the total. `None` when it is out of range: that is said once, at the end.
-pub fn total(prices: &Prices, tally: &Tally, prompt_tokens: u64, reached: bool) -> Option<NanoUsd> {
-    if !reached {
-        return Some(NanoUsd::ZERO);
-    }
-    let (tokens, _) = counts(tally, prompt_tokens, reached);
-    cost::charge(&tokens, prices).ok().map(|charge| charge.total)
+fn plausible(counts: &TokenCounts) -> bool {
+    counts.prompt() <= PLAUSIBLE_TOKENS_MAX && counts.completion() <= PLAUSIBLE_TOKENS_MAX
 }
 
-fn price(event: &UsageEvent) -> cost::Charge {
-    event.due().unwrap_or_else(|fault| {
-        // Nine billion dollars for one request: the counts stay in the event, so it can be priced by hand.
-        tracing::error!(request = %event.request_id, %fault, "a charge is out of range and was left at zero");
-        cost::Charge::default()
-    })
+fn halved(counts: TokenCounts) -> TokenCounts {
+    TokenCounts {
+        input: counts.input / 2,
+        input_cache_read: counts.input_cache_read / 2,
+        input_cache_write: counts.input_cache_write / 2,
+        output: counts.output / 2,
+        output_reasoning: counts.output_reasoning / 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+    use tollway_shared::money::Price;
+
+    const SIZE: Size = Size {
+        prompt_tokens: 10,
+        completion_tokens_max: 6,
+    };
+
+    fn tally(input: u64, output: u64, usage_is_final: bool) -> Tally {
+        Tally {
+            usage: Some(TokenCounts {
+                input,
+                output,
+                ..TokenCounts::default()
+            }),
+            usage_is_final,
+            text_bytes: 400,
+            finish_reason: None,
+        }
+    }
+
+    #[test]
+    fn counts_that_nobody_can_have_used_become_an_estimate() {
+        let prices = sample::price("p", 2).prices;
+        for (input, output, source, used) in [
+            (7, 3, UsageSource::Provider, (7, 3)),
+            (
+                7,
+                PLAUSIBLE_TOKENS_MAX,
+                UsageSource::Provider,
+                (7, PLAUSIBLE_TOKENS_MAX),
+            ),
+            (7, PLAUSIBLE_TOKENS_MAX + 1, UsageSource::Estimated, (10, 6)),
+            (u64::MAX, 3, UsageSource::Estimated, (10, 6)),
+            (u64::MAX, u64::MAX, UsageSource::Estimated, (10, 6)),
+        ] {
+            let settled = settled(&prices, &tally(input, output, true), SIZE, true);
+            assert_eq!(
+                (
+                    settled.source,
+                    settled.tokens.prompt(),
+                    settled.tokens.completion()
+                ),
+                (source, used.0, used.1)
+            );
+            assert!(settled.charge.total.0 > 0);
+            assert_eq!(Ok(settled.charge), cost::charge(&settled.tokens, &prices));
+        }
+    }
+
+    #[test]
+    fn a_charge_beyond_all_money_is_an_estimate_that_fits() {
+        let mut prices = sample::price("p", 2).prices;
+        prices.output = Price(i64::MAX);
+        let settled = settled(&prices, &tally(7, 90_000_000, true), SIZE, true);
+        assert_eq!(settled.source, UsageSource::Estimated);
+        assert_eq!(settled.tokens.completion(), 6);
+        (prices.input, prices.request) = (Price(i64::MAX), Some(tollway_shared::money::NanoUsd(i64::MAX)));
+        let settled = super::settled(&prices, &tally(7, 90_000_000, true), SIZE, true);
+        assert_eq!((settled.tokens.prompt(), settled.charge.total.0), (0, i64::MAX));
+    }
+
+    #[test]
+    fn counts_of_a_broken_answer_are_the_larger_ones() {
+        let prices = sample::price("p", 2).prices;
+        let used = |output| {
+            let settled = settled(&prices, &tally(7, output, false), SIZE, true);
+            assert_eq!(settled.source, UsageSource::Estimated);
+            (settled.tokens.prompt(), settled.tokens.completion())
+        };
+        assert_eq!((used(3), used(9)), ((7, 6), (7, 9)));
+        let refused = settled(&prices, &tally(7, 3, true), SIZE, false);
+        assert_eq!(
+            (refused.source, refused.charge),
+            (UsageSource::None, Charge::default())
+        );
+    }
 }

@@ -4,6 +4,8 @@ pub mod faults;
 pub mod reply;
 pub mod request;
 pub mod stream;
+mod tools;
+mod turns;
 
 use serde::{Deserialize, Serialize};
 use tollway_shared::tokens::TokenCounts;

@@ -1,29 +1,34 @@
 //! What a caller asks for: the head of a chat completions body, read in one borrowed pass. PURE.
 //!
+//! | file | what |
+//! |---|---|
+//! | `head` | the members that are acted on |
+//! | `place` | where they are in the body, and how deep it is |
+//! | `unique` | no key twice in one object |
+//!
 //! Only what we act on is typed, with its place in the body, so that it can be changed without writing the rest again.
-//! A key that occurs twice is refused: the provider might read the other value.
 
-use std::borrow::Cow;
-use std::collections::HashSet;
-use std::fmt;
+mod head;
+mod place;
+mod unique;
+
 use std::ops::Range;
 
 use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tollway_shared::fault::Fault;
 
-use crate::dialects::estimate::{self, Measure, Prompt};
+use crate::dialects::estimate::Size;
+use head::{Head, as_fault};
+use place::{members, place, refuse_depth};
 
-/// Deepest nesting of a body.
-pub const DEPTH_MAX: usize = 128;
 /// Longest `user` label, in characters; the rest is cut off.
 const USER_CHARS_MAX: usize = 128;
 /// Most models in `models`.
 const FALLBACKS_MAX: usize = 8;
-/// Up to so many keys of one object a linear search finds a double faster than a hash set.
-const LINEAR_KEYS_MAX: usize = 24;
+/// Most answers to one request (`n`), as OpenAI has it.
+const ANSWERS_MAX: u32 = 128;
 
 /// A caller's request.
 #[derive(Debug, Clone)]
@@ -48,6 +53,10 @@ pub struct Ask {
     pub provider: Preferences,
     /// Members that are ours and must not reach a provider.
     pub ours_at: Vec<Range<usize>>,
+    /// The caller's cap on the completion tokens of one answer.
+    pub output_tokens_max: Option<u32>,
+    /// How many answers it wants, usually one.
+    pub answers: u32,
     /// The estimate of its prompt tokens, for a provider that counts none and for a node that dies.
     pub prompt_tokens: u64,
 }
@@ -87,6 +96,7 @@ impl Ask {
         let head = Head::deserialize(&mut json)
             .and_then(|head| json.end().map(|()| head))
             .map_err(|fault| as_fault(&fault))?;
+        unique::refuse_duplicates(text)?;
         let at = |raw: &RawValue| place(text, raw.get());
         let model = head.model.ok_or_else(|| missing("model"))?;
         let prompt = head.messages.ok_or_else(|| missing("messages"))?;
@@ -104,6 +114,8 @@ impl Ask {
                 format!("has more than {FALLBACKS_MAX} entries"),
             ));
         }
+        let max_tokens = count("max_tokens", u32::MAX, head.max_tokens)?;
+        let max_completion_tokens = count("max_completion_tokens", u32::MAX, head.max_completion_tokens)?;
         let ask = Self {
             model: required("model", "a string", model)?,
             model_at: at(model),
@@ -117,6 +129,9 @@ impl Ask {
             user: user.map(|user| user.chars().take(USER_CHARS_MAX).collect()),
             provider: provider.unwrap_or_default(),
             ours_at: members(text, &head.ours),
+            // The newer name, where a caller sends both.
+            output_tokens_max: max_completion_tokens.or(max_tokens),
+            answers: count("n", ANSWERS_MAX, head.n)?.unwrap_or(1),
             prompt_tokens: prompt.tokens(),
             body: body.clone(),
         };
@@ -124,6 +139,15 @@ impl Ask {
             return Err(invalid("model", "must not be empty".into()));
         }
         Ok(ask)
+    }
+
+    /// What is known of its size, for estimates.
+    pub fn size(&self) -> Size {
+        let each = self.output_tokens_max.map_or(u64::MAX, u64::from);
+        Size {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens_max: each.saturating_mul(u64::from(self.answers)),
+        }
     }
 }
 
@@ -150,285 +174,12 @@ fn optional<'a, T: Deserialize<'a>>(
     raw.map_or(Ok(None), |raw| required(field, wanted, raw))
 }
 
-/// Where `part`, a slice of `text`, is.
-fn place(text: &str, part: &str) -> Range<usize> {
-    let start = part.as_ptr() as usize - text.as_ptr() as usize;
-    start..start + part.len()
-}
-
-/// The ranges of whole members (key, value and one comma) given the places of their keys and values, in order.
-fn members(text: &str, ours: &[(&str, &RawValue)]) -> Vec<Range<usize>> {
-    let bytes = text.as_bytes();
-    let mut out: Vec<Range<usize>> = Vec::with_capacity(ours.len());
-    for (key, value) in ours {
-        let start = place(text, key).start - 1; // its opening quote
-        let end = place(text, value.get()).end;
-        let before = bytes[..start]
-            .iter()
-            .rposition(|b| !b.is_ascii_whitespace())
-            .unwrap_or(0);
-        let gone = out.last().is_some_and(|last| before < last.end);
-        if bytes[before] == b',' && !gone {
-            out.push(before..end);
-        } else {
-            // Nothing is left before it, so the comma after it goes.
-            let after = bytes[end..]
-                .iter()
-                .position(|b| !b.is_ascii_whitespace())
-                .map_or(end, |n| end + n);
-            out.push(
-                start..if bytes.get(after) == Some(&b',') {
-                    after + 1
-                } else {
-                    end
-                },
-            );
-        }
-    }
-    out
-}
-
-/// Nesting can be no deeper than there are opening brackets, and most bodies have few: only the others are looked at closely.
-fn refuse_depth(body: &[u8]) -> Result<(), Fault> {
-    if memchr::memchr2_iter(b'[', b'{', body).nth(DEPTH_MAX).is_none() {
-        return Ok(());
-    }
-    let (mut depth, mut text, mut escaped) = (0usize, false, false);
-    for byte in body {
-        match (text, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (_, b'"') => text = !text,
-            (false, b'[' | b'{') => {
-                depth += 1;
-                if depth > DEPTH_MAX {
-                    return Err(Fault::TooDeep { max: DEPTH_MAX });
-                }
-            }
-            (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-/// Our own faults travel through serde's error as text with one of these marks in front.
-const DUPLICATE: &str = "tollway-duplicate ";
-const INVALID: &str = "tollway-invalid ";
-
-fn as_fault(fault: &serde_json::Error) -> Fault {
-    let text = fault.to_string();
-    let (what, place) = text.rsplit_once(" at line ").unwrap_or((&text, ""));
-    if let Some(field) = what.strip_prefix(DUPLICATE) {
-        return Fault::DuplicateKey { field: field.into() };
-    }
-    if let Some((field, detail)) = what.strip_prefix(INVALID).and_then(|rest| rest.split_once(' ')) {
-        return invalid(field, detail.into());
-    }
-    // What `expecting` of a part says. Its words come last, so that no text of the caller is taken for them.
-    let expected = what.rsplit_once(", expected `").map(|(_, expected)| expected);
-    if let Some((field, wanted)) = expected.and_then(|expected| expected.split_once("` as ")) {
-        return invalid(field, format!("must be {wanted}"));
-    }
-    let place = if place.is_empty() {
-        String::new()
-    } else {
-        format!(" at line {place}")
-    };
-    Fault::InvalidJson {
-        detail: format!("{what}{place}"),
-    }
-}
-
-fn refused<E: serde::de::Error>(field: &str, detail: &str) -> E {
-    E::custom(format_args!("{INVALID}{field} {detail}"))
-}
-
-/// A key, borrowed unless it holds escapes.
-struct Key<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Key<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Text;
-        impl<'de> Visitor<'de> for Text {
-            type Value = Key<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Key<'de>, E> {
-                Ok(Key(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(Text)
-    }
-}
-
-/// The keys of one object so far.
-#[derive(Default)]
-struct Seen<'a> {
-    few: Vec<Cow<'a, str>>,
-    many: HashSet<Cow<'a, str>>,
-}
-
-impl<'a> Seen<'a> {
-    /// Notes a key. False when it was there.
-    fn first(&mut self, key: Cow<'a, str>) -> bool {
-        if !self.many.is_empty() {
-            return self.many.insert(key);
-        }
-        if self.few.contains(&key) {
-            return false;
-        }
-        self.few.push(key);
-        if self.few.len() > LINEAR_KEYS_MAX {
-            self.many.extend(self.few.drain(..));
-        }
-        true
-    }
-}
-
-#[derive(Default)]
-struct Head<'a> {
-    model: Option<&'a RawValue>,
-    models: Option<&'a RawValue>,
-    messages: Option<Prompt>,
-    stream: Option<&'a RawValue>,
-    stream_options: Option<&'a RawValue>,
-    user: Option<&'a RawValue>,
-    provider: Option<&'a RawValue>,
-    ours: Vec<(&'a str, &'a RawValue)>,
-}
-
-impl<'de> Deserialize<'de> for Head<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(HeadVisitor)
-    }
-}
-
-struct HeadVisitor;
-
-impl<'de> Visitor<'de> for HeadVisitor {
-    type Value = Head<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Head<'de>, A::Error> {
-        let (mut head, mut seen) = (Head::default(), Seen::default());
-        while let Some(Key(key)) = map.next_key()? {
-            if !seen.first(key.clone()) {
-                return Err(A::Error::custom(format_args!("{DUPLICATE}{key}")));
-            }
-            match &*key {
-                "model" => head.model = Some(map.next_value()?),
-                "stream" => head.stream = not_null(map.next_value()?),
-                "stream_options" => head.stream_options = Some(map.next_value()?),
-                "user" => head.user = not_null(map.next_value()?),
-                "messages" => {
-                    head.messages = Some(map.next_value_seed(Messages)?);
-                }
-                name @ ("models" | "provider") => {
-                    let value: &RawValue = map.next_value()?;
-                    let Cow::Borrowed(borrowed) = key else {
-                        return Err(refused(name, "must be written without escapes"));
-                    };
-                    head.ours.push((borrowed, value));
-                    if borrowed == "models" {
-                        head.models = not_null(value);
-                    } else {
-                        head.provider = not_null(value);
-                    }
-                }
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-        }
-        Ok(head)
-    }
-}
-
-fn not_null(raw: &RawValue) -> Option<&RawValue> {
-    (raw.get() != "null").then_some(raw)
-}
-
-/// Looks at every message and keeps only their measure.
-struct Messages;
-
-impl<'de> DeserializeSeed<'de> for Messages {
-    type Value = Prompt;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Prompt, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Messages {
-    type Value = Prompt;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("`messages` as an array")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompt, A::Error> {
-        let mut prompt = Prompt::default();
-        while let Some(message) = seq.next_element_seed(Message(prompt.messages))? {
-            prompt.add(message);
-        }
-        if prompt.messages == 0 {
-            return Err(refused("messages", "must not be empty"));
-        }
-        Ok(prompt)
-    }
-}
-
-struct Message(usize);
-
-impl<'de> DeserializeSeed<'de> for Message {
-    type Value = Measure;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Measure, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Message {
-    type Value = Measure;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`messages[{}]` as an object", self.0)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Measure, A::Error> {
-        let (mut seen, mut role, mut measure) = (Seen::default(), false, Measure::default());
-        while let Some(Key(key)) = map.next_key()? {
-            if !seen.first(key.clone()) {
-                return Err(A::Error::custom(format_args!(
-                    "{DUPLICATE}messages[{}].{key}",
-                    self.0
-                )));
-            }
-            let value: &RawValue = map.next_value()?;
-            match &*key {
-                "role" if value.get().starts_with('"') => role = true,
-                "role" => {
-                    let field = format!("messages[{}].role", self.0);
-                    return Err(refused(&field, "must be a string"));
-                }
-                "content" => measure.add(estimate::content(value.get())),
-                "tool_calls" => measure.text_bytes += value.get().len() as u64,
-                _ => {}
-            }
-        }
-        if role {
-            Ok(measure)
-        } else {
-            Err(refused(&format!("messages[{}].role", self.0), "is required"))
-        }
+/// A number of things, at least one.
+fn count(field: &str, max: u32, raw: Option<&RawValue>) -> Result<Option<u32>, Fault> {
+    let wanted = format!("an integer from 1 to {max}");
+    match optional(field, &wanted, raw)? {
+        Some(number) if !(1..=max).contains(&number) => Err(invalid(field, format!("must be {wanted}"))),
+        number => Ok(number),
     }
 }
 
@@ -506,6 +257,38 @@ mod tests {
                     .into(),
                 "duplicate_key messages[1].content",
             ),
+            (
+                format!(r#"{{"model":"a",{MESSAGES},"metadata":{{"x":1,"y":{{"x":1}},"x":2}}}}"#),
+                "duplicate_key metadata.x",
+            ),
+            (
+                format!(
+                    r#"{{"model":"a",{MESSAGES},"tools":[{{}},{{"function":{{"parameters":{{"a\"b":[1,{{}}],"c":"\\","\u0061\"b":2}}}}}}]}}"#
+                ),
+                "duplicate_key tools[1].function.parameters.a\"b",
+            ),
+            (
+                r#"{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"a","type":"text"}]}]}"#
+                    .into(),
+                "duplicate_key messages[0].content[0].type",
+            ),
+            (
+                format!(r#"{{"model":"a",{MESSAGES},"provider":{{"only":["a"],"only":["b"]}}}}"#),
+                "duplicate_key provider.only",
+            ),
+            (format!(r#"{{"model":"a/b",{MESSAGES},"max_tokens":0}}"#), "invalid_value max_tokens"),
+            (format!(r#"{{"model":"a/b",{MESSAGES},"max_tokens":"9"}}"#), "invalid_value max_tokens"),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"max_completion_tokens":1.5}}"#),
+                "invalid_value max_completion_tokens",
+            ),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"max_tokens":4294967296}}"#),
+                "invalid_value max_tokens",
+            ),
+            (format!(r#"{{"model":"a/b",{MESSAGES},"max_tokens":null,"n":null}}"#), "ok"),
+            (format!(r#"{{"model":"a/b",{MESSAGES},"n":0}}"#), "invalid_value n"),
+            (format!(r#"{{"model":"a/b",{MESSAGES},"n":129}}"#), "invalid_value n"),
             ("{".into(), "invalid_json -"),
             ("[]".into(), "invalid_json -"),
             (format!(r#"{{"model":"a/b",{MESSAGES}}} x"#), "invalid_json -"),
