@@ -20,16 +20,8 @@ const LONG: &[(&str, &str)] = &[
         "every noun of the admin API over one running replica",
     ),
     (
-        "data-plane/tests/request_path.rs",
-        "one story per stage of the request path, over one set of helpers",
-    ),
-    (
         "control-plane/src/raft/tests.rs",
         "one test harness for every fault of the replicated log",
-    ),
-    (
-        "data-plane/src/dialects/anthropic/request.rs",
-        "one translation, field by field; half of it is its table of cases",
     ),
 ];
 /// Folders and files that decide and do nothing else.

@@ -19,6 +19,8 @@ use tollway_shared::time::UnixMillis;
 use crate::api::reply::{self, Reply};
 use crate::clock;
 use crate::plane::{Dice, Plane};
+use crate::routing::Candidate;
+use crate::stages::opening::Opened;
 use crate::stages::report::Record;
 use crate::stages::{admit, attempt, authenticate, plan, receive, relay};
 
@@ -101,7 +103,7 @@ async fn serve(plane: &Rc<Plane>, arrival: Arrival, request: Request<Incoming>) 
         record,
     };
     match stages(&mut cx, request).await {
-        Ok((plan, opened)) => relay::answer(cx, plan, opened),
+        Ok((candidate, opened)) => relay::answer(cx, candidate, opened),
         Err(fault) => {
             cx.record.close(EndState::Failed, fault.status(), Some(&fault));
             reply::fault(&fault, Some(&id), std::mem::take(&mut cx.headers))
@@ -110,10 +112,7 @@ async fn serve(plane: &Rc<Plane>, arrival: Arrival, request: Request<Incoming>) 
 }
 
 /// The whole path, top to bottom. Every stage is the file of the same name in `stages/`.
-async fn stages(
-    cx: &mut Context,
-    request: Request<Incoming>,
-) -> Result<(plan::Plan, attempt::Opened), Fault> {
+async fn stages(cx: &mut Context, request: Request<Incoming>) -> Result<(Candidate, Opened), Fault> {
     let (head, body) = request.into_parts();
     // Ahead of the body: a stranger cannot make this node hold 32 MiB.
     let caller = match authenticate::caller(cx, &head.headers) {
@@ -129,8 +128,7 @@ async fn stages(
     let ask = receive::read(cx, &head.headers, body).await?;
     let models = admit::check(cx, &caller, &ask)?;
     let plan = plan::order(cx, &ask, &models)?;
-    let opened = attempt::first_byte(cx, &plan, &caller, &ask).await?;
-    Ok((plan, opened)) // the relay's end settles and reports
+    attempt::first_byte(cx, &plan, &caller, &ask).await // the relay's end settles and reports
 }
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";

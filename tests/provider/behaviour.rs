@@ -57,6 +57,8 @@ pub struct Behaviour {
     pub ping: bool,
     /// Answers 200 with bytes that are not JSON. `[[tw:garbage]]`
     pub garbage: bool,
+    /// Answers a request for a stream with one plain JSON body, as servers that cannot stream do. `[[tw:plain]]`
+    pub plain: bool,
 }
 
 impl Default for Behaviour {
@@ -82,6 +84,7 @@ impl Default for Behaviour {
             tool_calls: 0,
             ping: false,
             garbage: false,
+            plain: false,
         }
     }
 }
@@ -165,6 +168,7 @@ impl Behaviour {
             "tool_call" => self.tool_calls = count_or_one()?,
             "ping" => self.ping = true,
             "garbage" => self.garbage = true,
+            "plain" => self.plain = true,
             _ => return Err(()),
         }
         Ok(())

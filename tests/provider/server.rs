@@ -217,7 +217,7 @@ async fn answer(
             Relay::fixed(entry, b"{\"id\": <not json>".to_vec(), End::Broken),
         );
     }
-    if !ask.stream {
+    if !ask.stream || told.plain {
         let body = if anthropic {
             anthropic::plain(ask, told, &answer)
         } else {

@@ -9,13 +9,13 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
-use tollway_shared::fault::Fault;
+use tollway_shared::fault::{Fault, UpstreamNote};
 use tollway_shared::ids::RequestId;
 
 use crate::stages::relay::{Stream, Whole};
 
 /// Seconds after which a request that was turned away for want of capacity may come again.
-const RETRY_AFTER_SECONDS: &str = "2";
+const RETRY_AFTER_SECONDS: u64 = 2;
 
 /// An answer.
 pub type Reply = Response<ReplyBody>;
@@ -74,6 +74,26 @@ struct ErrorOut<'a> {
     kind: &'a str,
     param: Option<&'a str>,
     code: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Metadata<'a>>,
+}
+
+/// A provider's part in an error, under OpenRouter's names.
+#[derive(Serialize)]
+struct Metadata<'a> {
+    provider_name: &'a str,
+    provider_code: Option<u16>,
+    raw: Option<&'a str>,
+}
+
+impl<'a> From<UpstreamNote<'a>> for Metadata<'a> {
+    fn from(note: UpstreamNote<'a>) -> Self {
+        Self {
+            provider_name: note.provider.as_str(),
+            provider_code: note.status,
+            raw: note.message,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -96,6 +116,8 @@ struct StreamError<'a> {
 #[derive(Serialize)]
 struct StreamErrorMetadata<'a> {
     error_type: &'a str,
+    #[serde(flatten)]
+    upstream: Option<Metadata<'a>>,
 }
 
 #[derive(Serialize)]
@@ -120,15 +142,18 @@ pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> R
             kind: spec.kind,
             param: fault.param(),
             code: spec.code,
+            metadata: fault.upstream().map(Metadata::from),
         },
     };
     if let Some(id) = id {
         name(&mut headers, id);
     }
+    // Both headers say the same: clients obey the one and time themselves by the other.
     let retry = if spec.retry { "true" } else { "false" };
     headers.insert("x-should-retry", HeaderValue::from_static(retry));
-    if matches!(status, 429 | 503) {
-        headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    if spec.retry {
+        let seconds = fault.retry_after().unwrap_or(RETRY_AFTER_SECONDS);
+        headers.insert(RETRY_AFTER, seconds.into());
     }
     if let Fault::ModelRetired { successor, .. } = fault {
         text(&mut headers, "x-tollway-model-lifecycle", "retired");
@@ -156,6 +181,7 @@ pub fn stream_fault(fault: &Fault, id: &str, created: i64, model: &str) -> Bytes
             message: &fault.to_string(),
             metadata: StreamErrorMetadata {
                 error_type: fault.spec().code,
+                upstream: fault.upstream().map(Metadata::from),
             },
         },
         choices: [StreamChoice {

@@ -111,6 +111,11 @@ pub fn reply(dialect: Dialect, body: Bytes, model: &str, created: i64) -> Result
     }
 }
 
+/// A whole answer, as [`reply`] gives it, as the events of the stream that was asked for. `None` when it cannot be read.
+pub fn streamed(body: &[u8], tally: &mut Tally, wants_usage: bool) -> Option<Vec<Emit>> {
+    openai::restream::events(body, tally, wants_usage)
+}
+
 /// What a provider's error body says.
 pub fn error_message(dialect: Dialect, body: &[u8]) -> String {
     let message = match dialect {
@@ -139,6 +144,20 @@ impl Events {
                 model,
                 created,
             ))),
+        }
+    }
+
+    /// The end of a stream of which nothing more comes.
+    pub fn passed_through() -> Self {
+        Self::OpenAi(openai::stream::Stream::new(false))
+    }
+
+    /// Whether anything of the answer itself has come: a token, a tool call, a refusal or an end. Until then another provider may still
+    /// answer in this one's place.
+    pub fn begun(&self) -> bool {
+        match self {
+            Self::OpenAi(stream) => stream.begun(),
+            Self::Anthropic(stream) => stream.begun(),
         }
     }
 

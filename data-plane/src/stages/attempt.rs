@@ -1,61 +1,46 @@
 //! The failover loop, until the first byte: encode, send, classify, tell health, next.
 //!
-//! The answer's headers are held until a whole answer is read or a stream's first event is here, so that a provider that fails before
+//! The answer's headers are held until a whole answer is read or a stream has begun ([`opening`]), so that a provider that fails before
 //! its first token costs the caller nothing but time. After that there is no failover.
+//!
+//! When every attempt failed, the caller gets the last one's status, where it is the caller's business ([`Fault::status`]), and the
+//! soonest of the providers' `Retry-After`.
 
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use http_body_util::BodyExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tollway_shared::catalog::{AuthScheme, credential_aad};
 use tollway_shared::fault::{AttemptFault, Fault};
 use tollway_shared::seal;
+use tollway_shared::time::UnixMillis;
 
+use super::opening::{self, Begun, Opened};
 use super::plan::Plan;
 use crate::ask::Ask;
 use crate::dialects::slices::Slices;
-use crate::dialects::sse::{Frame, Parser};
-use crate::dialects::{self, Emit, Events, ProviderError, ReplyFault};
+use crate::dialects::{self, Events, ProviderError, ReplyFault};
 use crate::pipeline::{Caller, Context};
 use crate::routing::Candidate;
-use crate::upstream::{Answer, AnswerBody, Origin};
+use crate::upstream::{Answer, Origin};
 
 /// Most bytes of an error body that are read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 /// How long an error body may take.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What the caller is answered with.
-pub enum Opened {
-    /// A whole answer.
-    Whole(Bytes),
-    /// A stream whose first event is here.
-    Stream(Box<Begun>),
-}
-
-/// A stream that has begun.
-pub struct Begun {
-    /// The rest of the provider's body.
-    pub body: AnswerBody,
-    /// What was read of it and not looked at yet.
-    pub parser: Parser,
-    /// The dialect.
-    pub events: Events,
-    /// What the first event became.
-    pub first: Emit,
-}
+/// The longest pause that callers are told. A longer one makes OpenAI's clients ignore it and come back at once.
+const RETRY_AFTER_SECONDS_MAX: u64 = 120;
 
 /// A request that is ready to go out, and where to.
 type Call = (Rc<Origin>, Request<Slices>);
 
-/// Why an attempt gave no answer, with the provider's words where they are for the caller.
-struct Failed {
+/// Why an attempt gave no answer, with what the provider said about it.
+pub(super) struct Failed {
     fault: AttemptFault,
-    rejected: Option<String>,
+    message: Option<String>,
+    retry_after: Option<u64>,
     /// Whether the provider may have worked, and will bill for it.
     worked: bool,
 }
@@ -64,22 +49,49 @@ impl From<AttemptFault> for Failed {
     fn from(fault: AttemptFault) -> Self {
         Self {
             fault,
-            rejected: None,
+            message: None,
+            retry_after: None,
             worked: fault.may_have_worked(),
         }
     }
 }
 
+/// An error under a status of success, before anything was sent to the caller.
+impl From<ProviderError> for Failed {
+    fn from(error: ProviderError) -> Self {
+        Self {
+            fault: AttemptFault::Status(error.status.unwrap_or(502)),
+            message: Some(error.message),
+            retry_after: None,
+            worked: false,
+        }
+    }
+}
+
 /// Tries the plan's endpoints one after the other. Errors: the last one's failure, or the first that no other endpoint would mend.
-pub async fn first_byte(cx: &mut Context, plan: &Plan, caller: &Caller, ask: &Ask) -> Result<Opened, Fault> {
-    let mut last = None;
-    for (index, candidate) in plan.attempts.iter().enumerate() {
-        // Encoded ahead of the intent: a field that has no counterpart is the caller's to mend, and nothing was sent.
-        let encoded = dialects::encode(ask, &candidate.endpoint, &candidate.provider)?;
-        if let Some((before, fault)) = last.take() {
-            let before: &Candidate = before;
-            let fault: AttemptFault = fault;
-            cx.plane.meters.failover(before, candidate, fault.as_str());
+pub async fn first_byte(
+    cx: &mut Context,
+    plan: &Plan,
+    caller: &Caller,
+    ask: &Ask,
+) -> Result<(Candidate, Opened), Fault> {
+    let mut last: Option<(&Candidate, Failed)> = None;
+    let (mut tried, mut retry_after, mut unfit) = (0, None, None);
+    for candidate in &plan.attempts {
+        if tried == plan.attempts_max {
+            break;
+        }
+        // Encoded ahead of the intent: a field that has no counterpart in one dialect may have one in the next.
+        let encoded = match dialects::encode(ask, &candidate.endpoint, &candidate.provider) {
+            Ok(encoded) => encoded,
+            Err(fault) => {
+                unfit.get_or_insert(fault);
+                continue;
+            }
+        };
+        tried += 1;
+        if let Some((before, failed)) = &last {
+            cx.plane.meters.failover(before, candidate, failed.fault.as_str());
         }
         // Prepared ahead of it too: what cannot be sent is nobody's usage.
         let answered = match prepared(cx, candidate, encoded, ask) {
@@ -102,7 +114,7 @@ pub async fn first_byte(cx: &mut Context, plan: &Plan, caller: &Caller, ask: &As
                     .health
                     .borrow_mut()
                     .note(&candidate.endpoint.id, None, cx.arrival.at);
-                return Ok(opened);
+                return Ok((candidate.clone(), opened));
             }
             Err(failed) => {
                 let fault = failed.fault;
@@ -113,27 +125,37 @@ pub async fn first_byte(cx: &mut Context, plan: &Plan, caller: &Caller, ask: &As
                     .borrow_mut()
                     .note(&candidate.endpoint.id, Some(fault), now);
                 tracing::debug!(request = %cx.arrival.request_id, endpoint = %candidate.endpoint.id, ?fault, "an attempt failed");
-                if !fault.another_may_work() || index + 1 == plan.attempts.len() {
-                    return Err(ending(candidate, failed, index + 1));
+                retry_after = retry_after.into_iter().chain(failed.retry_after).min();
+                last = Some((candidate, failed));
+                if !fault.another_may_work() {
+                    break;
                 }
-                last = Some((candidate, fault));
             }
         }
     }
-    Err(Fault::Internal) // a plan is never empty
+    // A plan is never empty: when nothing was tried, nothing could be encoded.
+    Err(match last {
+        Some((candidate, failed)) => ending(candidate, failed, tried, retry_after),
+        None => unfit.unwrap_or(Fault::Internal),
+    })
 }
 
-fn ending(candidate: &Candidate, failed: Failed, tried: usize) -> Fault {
+fn ending(candidate: &Candidate, failed: Failed, tried: usize, retry_after: Option<u64>) -> Fault {
     let provider = candidate.provider.id.clone();
-    match (failed.fault, failed.rejected) {
-        (AttemptFault::Status(status), Some(message)) if !failed.fault.another_may_work() => {
-            Fault::UpstreamRejected {
-                provider,
-                status,
-                message,
-            }
-        }
-        (last, _) => Fault::AttemptsExhausted {
+    match failed.fault {
+        AttemptFault::Status(status) if !failed.fault.another_may_work() => Fault::UpstreamRejected {
+            provider,
+            status,
+            message: failed.message.unwrap_or_default(),
+        },
+        AttemptFault::Status(status) => Fault::UpstreamFailed {
+            tried,
+            provider,
+            status,
+            message: failed.message.unwrap_or_default(),
+            retry_after,
+        },
+        last => Fault::AttemptsExhausted {
             tried,
             provider,
             last,
@@ -177,22 +199,33 @@ async fn try_one(
     }
     let model = candidate.endpoint.model.as_str();
     let created = cx.arrival.at.0 / 1_000;
-    if ask.stream {
-        let events = Events::new(provider.dialect, ask.wants_usage, model, created);
-        return timeout_at(deadline, begun(cx, answer.body, events))
-            .await
-            .map_err(|_| AttemptFault::Timeout)?;
-    }
     let idle = Duration::from_millis(u64::from(provider.idle_timeout_ms.max(1)));
-    let body = whole(answer.body, cx.plane.limits.reply_bytes_max, idle).await?;
-    match dialects::reply(provider.dialect, body, model, created) {
-        Ok(reply) => {
-            cx.record.tally = reply.tally;
-            Ok(Opened::Whole(reply.body))
-        }
-        Err(ReplyFault::Garbled) => Err(AttemptFault::Garbled.into()),
-        Err(ReplyFault::Error(error)) => Err(inside(error)),
+    let tally = &mut cx.record.tally;
+    if ask.stream && !is_json(&answer.head.headers) {
+        let events = Events::new(provider.dialect, ask.wants_usage, model, created);
+        let begun = opening::begun(tally, answer.body, events, deadline, idle).await?;
+        return Ok(Opened::Stream(Box::new(begun)));
     }
+    let body = opening::whole(answer.body, plane.limits.reply_bytes_max, idle).await?;
+    let reply = match dialects::reply(provider.dialect, body, model, created) {
+        Ok(reply) => reply,
+        Err(ReplyFault::Garbled) => return Err(AttemptFault::Garbled.into()),
+        Err(ReplyFault::Error(error)) => return Err(error.into()),
+    };
+    *tally = reply.tally;
+    if !ask.stream {
+        return Ok(Opened::Whole(reply.body));
+    }
+    // Asked for a stream, the provider sent the whole answer at once.
+    let first = dialects::streamed(&reply.body, tally, ask.wants_usage).ok_or(AttemptFault::Garbled)?;
+    Ok(Opened::Stream(Box::new(Begun::finished(first))))
+}
+
+/// Whether an answer is one JSON document, whatever was asked for.
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
 }
 
 /// Built fresh from what is known here: nothing of the caller's headers reaches a provider.
@@ -263,83 +296,47 @@ fn credential(cx: &Context, candidate: &Candidate) -> Result<HeaderValue, Attemp
 
 /// An answer with an error status.
 async fn refusal(dialect: tollway_shared::catalog::Dialect, status: u16, answer: Answer) -> Failed {
-    let body = whole(answer.body, ERROR_BYTES_MAX, ERROR_BODY_TIMEOUT).await;
+    let retry_after = retry_after(&answer.head.headers, crate::clock::now());
+    let body = opening::whole(answer.body, ERROR_BYTES_MAX, ERROR_BODY_TIMEOUT).await;
     Failed {
         fault: AttemptFault::Status(status),
-        rejected: Some(dialects::error_message(dialect, &body.unwrap_or_default())),
+        message: Some(dialects::error_message(dialect, &body.unwrap_or_default())),
+        retry_after,
         worked: false,
     }
 }
 
-/// An error under a status of success, before anything was sent to the caller.
-fn inside(error: ProviderError) -> Failed {
-    Failed {
-        fault: AttemptFault::Status(error.status.unwrap_or(502)),
-        rejected: Some(error.message),
-        worked: false,
-    }
+/// After how many seconds the provider wants to be asked again, within bounds. Seconds or a date, as RFC 9110 has it.
+fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let seconds = text.parse::<u64>().ok().or_else(|| {
+        let at = jiff::fmt::rfc2822::parse(text).ok()?.timestamp().as_millisecond();
+        let wait = at.saturating_sub(now.0).max(0).unsigned_abs();
+        Some(wait.div_ceil(1_000))
+    })?;
+    Some(seconds.clamp(1, RETRY_AFTER_SECONDS_MAX))
 }
 
-/// A whole body, with a bound on its size and on its silences.
-async fn whole(mut body: AnswerBody, max: usize, idle: Duration) -> Result<Bytes, AttemptFault> {
-    let mut first: Option<Bytes> = None;
-    let mut rest = BytesMut::new();
-    loop {
-        let frame = timeout(idle, body.frame())
-            .await
-            .map_err(|_| AttemptFault::Timeout)?;
-        let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|_| AttemptFault::Broken)?.into_data() else {
-            continue;
-        };
-        match first.take() {
-            None if rest.is_empty() => first = Some(data),
-            head => {
-                rest.extend_from_slice(&head.unwrap_or_default());
-                rest.extend_from_slice(&data);
-            }
-        }
-        if rest.len().max(first.as_ref().map_or(0, Bytes::len)) > max {
-            return Err(AttemptFault::Garbled);
-        }
-    }
-    Ok(first.unwrap_or_else(|| rest.freeze()))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Reads a stream up to its first event that goes to the caller.
-async fn begun(cx: &mut Context, mut body: AnswerBody, mut events: Events) -> Result<Opened, Failed> {
-    let mut parser = Parser::default();
-    loop {
-        while let Some(frame) = parser.next_frame().map_err(|_| AttemptFault::Garbled)? {
-            if let Some(first) = opening(cx, &mut events, &frame)? {
-                return Ok(Opened::Stream(Box::new(Begun {
-                    body,
-                    parser,
-                    events,
-                    first,
-                })));
-            }
+    #[test]
+    fn a_pause_is_read_in_seconds_or_as_a_date_and_bounded() {
+        let now = UnixMillis(784_111_777_000); // Sun, 06 Nov 1994 08:49:37 GMT
+        for (text, seconds) in [
+            ("7", Some(7)),
+            ("0", Some(1)),
+            ("99999999999", Some(120)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(1)),
+            ("Mon, 07 Nov 1994 08:00:00 GMT", Some(120)),
+            ("soon", None),
+            ("-5", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
+            assert_eq!(retry_after(&headers, now), seconds, "{text}");
         }
-        match body.frame().await {
-            Some(Ok(frame)) => {
-                if let Ok(data) = frame.into_data() {
-                    parser.push(data);
-                }
-            }
-            Some(Err(_)) | None => return Err(AttemptFault::Broken.into()),
-        }
-    }
-}
-
-/// Whether an event is the first that goes to the caller; comments and pings before it are not.
-fn opening(cx: &mut Context, events: &mut Events, frame: &Frame) -> Result<Option<Emit>, Failed> {
-    if frame.data.is_none() {
-        return Ok(None);
-    }
-    match events.take(frame, &mut cx.record.tally) {
-        Emit::Skip => Ok(None),
-        Emit::Garbled => Err(AttemptFault::Garbled.into()),
-        Emit::Error(error) => Err(inside(error)),
-        first @ (Emit::Pass(_) | Emit::Usage(..) | Emit::Done) => Ok(Some(first)),
+        assert_eq!(retry_after(&HeaderMap::new(), now), None);
     }
 }

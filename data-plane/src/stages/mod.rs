@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod attempt;
 pub mod authenticate;
+pub mod opening;
 pub mod plan;
 pub mod receive;
 pub mod relay;

@@ -12,6 +12,8 @@ use crate::routing::{Candidate, eligible, order};
 pub struct Plan {
     /// Never empty.
     pub attempts: Vec<Candidate>,
+    /// How many of them may be asked.
+    pub attempts_max: usize,
 }
 
 /// Orders the endpoints of every model that may answer; a fallback model's come after those of the one before.
@@ -33,9 +35,12 @@ pub fn order(cx: &Context, ask: &Ask, models: &[ModelId]) -> Result<Plan, Fault>
         ));
     }
     let single = ask.provider.allow_fallbacks == Some(false);
-    attempts.truncate(if single { 1 } else { cx.plane.limits.attempts_max });
+    let attempts_max = if single { 1 } else { cx.plane.limits.attempts_max };
     match (attempts.is_empty(), models.first()) {
-        (false, _) => Ok(Plan { attempts }),
+        (false, _) => Ok(Plan {
+            attempts,
+            attempts_max,
+        }),
         (true, model) => Err(Fault::NoEndpoints {
             model: model
                 .cloned()

@@ -10,7 +10,6 @@ use std::task::{Context as Poller, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, timeout};
@@ -18,8 +17,7 @@ use tollway_proto::usage::EndState;
 use tollway_shared::fault::Fault;
 use tollway_shared::money::NanoUsd;
 
-use super::attempt::{Begun, Opened};
-use super::plan::Plan;
+use super::opening::{Begun, Opened};
 use crate::api::reply::{self, Reply};
 use crate::dialects::sse::{Frame as Event, Parser};
 use crate::dialects::{Emit, Events};
@@ -35,11 +33,8 @@ const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
 const ABANDONED_MAX: Duration = Duration::from_secs(600);
 
 /// The caller's answer.
-pub fn answer(mut cx: Context, plan: Plan, opened: Opened) -> Reply {
-    let tried = cx.record.attempts().max(1);
-    let Some(candidate) = plan.attempts.into_iter().nth(tried - 1) else {
-        return reply::fault(&Fault::Internal, Some(&cx.arrival.request_id), HeaderMap::new());
-    };
+pub fn answer(mut cx: Context, candidate: Candidate, opened: Opened) -> Reply {
+    let tried = cx.record.attempts();
     let mut headers = std::mem::take(&mut cx.headers);
     reply::name(&mut headers, &cx.arrival.request_id);
     reply::text(&mut headers, "x-tollway-provider", candidate.provider.id.as_str());
@@ -102,7 +97,7 @@ impl Stream {
             number: cx.plane.streams.enter(),
             cx,
             candidate,
-            body: Some(begun.body),
+            body: begun.body,
             parser: begun.parser,
             events: begun.events,
             queue: VecDeque::new(),
@@ -112,7 +107,9 @@ impl Stream {
             idle,
             timer: Box::pin(tokio::time::sleep(idle)),
         };
-        relay.emit(begun.first);
+        for emit in begun.first {
+            relay.emit(emit);
+        }
         Self(Some(Box::new(relay)))
     }
 
@@ -178,7 +175,7 @@ impl Relay {
     /// Reads more of the provider's body, or notices that it has been silent for too long.
     fn poll_provider(&mut self, cx: &mut Poller<'_>) -> Poll<()> {
         let Some(body) = &mut self.body else {
-            self.fail(&self.broken());
+            self.provider_ended();
             return Poll::Ready(());
         };
         match Pin::new(body).poll_frame(cx) {
@@ -245,6 +242,7 @@ impl Relay {
                 let provider = self.candidate.provider.id.clone();
                 self.fail(&Fault::StreamError {
                     provider,
+                    status: error.status,
                     message: error.message,
                 });
             }

@@ -1,7 +1,9 @@
 //! Answers that come whole: relayed, translated, priced.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
-use tollway_proto::usage::{EndState, log_file_name};
+use tollway_proto::usage::{EndState, UsageSource, log_file_name};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::Dialect;
 
@@ -104,6 +106,113 @@ async fn an_anthropic_provider_speaks_to_openai_callers() {
         .await
         .iter()
         .for_each(|event| agrees(event, &provider));
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_stream_is_streamed_for() {
+    let provider = Scripted::start("a");
+    for dialect in [Dialect::OpenAi, Dialect::Anthropic] {
+        let node = Node::start(&[(&provider, "a", dialect)]).await;
+        for (number, wants_usage) in [(1, true), (2, false)] {
+            let extra = json!({"stream": true, "stream_options": {"include_usage": wants_usage},
+                "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]});
+            let prompt = "[[tw:plain]] [[tw:chunks=3]] [[tw:tool_call=2]]";
+            let response = node.ask(prompt, extra).await;
+            assert!(header(&response, "content-type").starts_with("text/event-stream"));
+            let text = response.text().await.unwrap();
+            let seen = chunks(&text);
+            assert_eq!(seen.last(), Some(&Value::Null), "{text}");
+            let deltas: Vec<_> = seen
+                .iter()
+                .map(|chunk| &chunk["choices"][0]["delta"])
+                .filter(|delta| delta.is_object())
+                .collect();
+            assert_eq!(deltas[0]["role"], "assistant", "{text}");
+            let said: String = deltas
+                .iter()
+                .filter_map(|delta| delta["content"].as_str())
+                .collect();
+            assert_eq!(said.matches('w').count(), 3, "{text}");
+            let calls: Vec<_> = deltas
+                .iter()
+                .filter_map(|delta| delta["tool_calls"].as_array())
+                .flatten()
+                .map(|call| (call["index"].as_u64(), call["function"]["name"].as_str()))
+                .collect();
+            assert_eq!(calls, [(Some(0), Some("add")), (Some(1), Some("add"))], "{text}");
+            let ends: Vec<_> = seen
+                .iter()
+                .filter_map(|chunk| chunk["choices"][0]["finish_reason"].as_str())
+                .collect();
+            assert_eq!(ends, ["tool_calls"], "{text}");
+            let usages = seen.iter().filter(|chunk| chunk["usage"]["cost"].is_number());
+            assert_eq!(usages.count(), usize::from(wants_usage), "{text}");
+            let events = node.events(number).await;
+            let event = events.iter().max_by_key(|event| event.started_at.0).unwrap();
+            assert_eq!((event.end, event.stream), (EndState::Completed, true));
+            agrees(event, &provider);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_opens_and_then_thinks_is_waited_for() {
+    let provider = Scripted::start("thinks");
+    for dialect in [Dialect::OpenAi, Dialect::Anthropic] {
+        let node = Node::start(&[(&provider, "thinks", dialect)]).await;
+        let begun = Instant::now();
+        let response = node
+            .ask("[[tw:delay_ms=1000]] [[tw:chunks=1]]", json!({"stream": true}))
+            .await;
+        // The caller sees at the deadline of the first byte that its request is alive.
+        let waited = begun.elapsed().as_millis();
+        assert!((400..1_000).contains(&waited), "headers after {waited} ms");
+        let text = response.text().await.unwrap();
+        assert_eq!(chunks(&text).last(), Some(&Value::Null), "{text}");
+        agrees(&node.events(1).await[0], &provider);
+    }
+}
+
+#[tokio::test]
+async fn an_estimate_is_no_more_than_the_caller_allowed() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    let prompt = "[[tw:no_usage]] [[tw:ignore_max]] [[tw:chunks=50]]";
+    for (number, extra, cap) in [
+        (1, json!({"max_tokens": 5}), 5),
+        (
+            2,
+            json!({"stream": true, "max_tokens": 9, "max_completion_tokens": 6}),
+            6,
+        ),
+    ] {
+        node.ask(prompt, extra).await.text().await.unwrap();
+        let events = node.events(number).await;
+        let event = events.iter().max_by_key(|event| event.started_at.0).unwrap();
+        assert_eq!(event.usage_source, UsageSource::Estimated);
+        assert_eq!(event.tokens.completion(), cap);
+    }
+}
+
+#[tokio::test]
+async fn a_request_goes_to_a_provider_whose_dialect_has_words_for_it() {
+    let (a, b) = (Scripted::start("a"), Scripted::start("b"));
+    let system = json!({"messages": [{"role": "system", "content": "be brief"}]});
+    for (extra, field) in [(json!({"n": 2}), "n"), (system, "messages")] {
+        let alone = Node::start(&[(&a, "a", Dialect::Anthropic)]).await;
+        let refused = alone.ask("x", extra.clone()).await;
+        assert_eq!(refused.status(), 400);
+        let body: Value = refused.json().await.unwrap();
+        assert_eq!(body["error"]["param"], field, "{body}");
+        let both = Node::start(&[(&a, "a", Dialect::Anthropic), (&b, "b", Dialect::OpenAi)]).await;
+        let mut extra = extra;
+        extra["provider"] = json!({"order": ["a", "b"]});
+        let response = both.ask("x", extra).await;
+        let event = both.events(1).await.remove(0);
+        assert_eq!(event.provider.as_str(), "b", "{}", response.text().await.unwrap());
+        assert_eq!(event.attempts.len(), 1, "nothing was sent to the first");
+    }
+    assert_eq!(a.counts().received, 0);
 }
 
 #[tokio::test]

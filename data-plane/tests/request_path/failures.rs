@@ -14,35 +14,104 @@ use crate::node::{Node, SOON, agrees, chunks, header};
 #[tokio::test]
 async fn a_failing_endpoint_is_passed_over_before_the_first_byte() {
     let (a, b) = (Scripted::start("a"), Scripted::start("b"));
-    let node = Node::start(&[(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)]).await;
-    for (prompt, extra, fault) in [
+    let stream = || json!({"stream": true});
+    for (prompt, mut extra, fault) in [
         ("[[tw:fail_at=a]]", json!({}), "status"),
         ("[[tw:only=a]] [[tw:garbage]]", json!({}), "garbled"),
         ("[[tw:only=a]] [[tw:stall_ms=60000]]", json!({}), "timeout"),
+        // These die, or fall silent, after an opening event without a word of the answer.
+        ("[[tw:only=a]] [[tw:cut_after=0]]", stream(), "broken"),
+        ("[[tw:only=a]] [[tw:error_event=0]]", stream(), "status"),
+        ("[[tw:only=a]] [[tw:stall_after=0]]", stream(), "timeout"),
     ] {
-        // A fresh node each time would be slow; a failure is held against `a` for a while, so it is asked for by name.
-        let before = node.events_now().len();
-        let mut extra = extra;
-        extra["provider"] = json!({"order": ["a"]});
-        let response = node.ask(prompt, extra).await;
-        assert_eq!(
-            response.status(),
-            200,
-            "{prompt}: {}",
-            response.text().await.unwrap()
-        );
-        let _ = response.text().await.unwrap();
-        let events = node.events(before + 1).await;
-        let event = events
-            .iter()
-            .max_by_key(|event| (event.started_at.0, event.sequence))
-            .unwrap();
-        assert_eq!(event.provider.as_str(), "b", "{prompt}");
-        let faults: Vec<_> = event.attempts.iter().map(|a| a.fault.as_deref()).collect();
-        if faults.len() == 2 {
-            assert_eq!(faults, [Some(fault), None], "{prompt}");
+        for dialect in [Dialect::OpenAi, Dialect::Anthropic] {
+            let node = Node::start(&[(&a, "a", dialect), (&b, "b", Dialect::OpenAi)]).await;
+            extra["provider"] = json!({"order": ["a"]});
+            let response = node.ask(prompt, extra.clone()).await;
+            let (status, text) = (response.status(), response.text().await.unwrap());
+            assert_eq!(status, 200, "{prompt}: {text}");
+            if extra["stream"] == true {
+                assert_eq!(chunks(&text).last(), Some(&Value::Null), "{prompt}: {text}");
+                let roles = text.matches("\"role\":").count();
+                assert_eq!(roles, 1, "nothing of the first one is left: {text}");
+            }
+            let event = node.events(1).await.remove(0);
+            assert_eq!(event.provider.as_str(), "b", "{prompt}");
+            let faults: Vec<_> = event.attempts.iter().map(|a| a.fault.as_deref()).collect();
+            assert_eq!(faults, [Some(fault), None], "{prompt} {dialect:?}");
+            assert_eq!(event.end, EndState::Completed, "{prompt}");
+            agrees(&event, &b);
         }
-        assert_eq!(event.end, EndState::Completed, "{prompt}");
+    }
+}
+
+#[tokio::test]
+async fn when_every_attempt_failed_the_callers_see_the_providers_status() {
+    let scripted = Scripted::start("a");
+    for (dialect, prompt, status, code, retry_after) in [
+        (Dialect::OpenAi, "[[tw:status=500]]", 500, "upstream_failed", None),
+        (
+            Dialect::Anthropic,
+            "[[tw:status=529]] [[tw:retry_after=7]]",
+            529,
+            "upstream_failed",
+            Some("7"),
+        ),
+        (
+            Dialect::OpenAi,
+            "[[tw:status=429]] [[tw:retry_after=9999]]",
+            429,
+            "upstream_failed",
+            Some("120"),
+        ),
+        (
+            Dialect::OpenAi,
+            "[[tw:status=503]]",
+            503,
+            "upstream_failed",
+            Some("2"),
+        ),
+        (
+            Dialect::Anthropic,
+            "[[tw:status=422]]",
+            422,
+            "upstream_rejected",
+            None,
+        ),
+        // Whose credential it is that the provider does not take is not the caller's business.
+        (Dialect::OpenAi, "[[tw:status=401]]", 502, "upstream_failed", None),
+        (Dialect::OpenAi, "[[tw:status=302]]", 502, "upstream_failed", None),
+        (Dialect::OpenAi, "[[tw:garbage]]", 502, "attempts_exhausted", None),
+    ] {
+        let node = Node::start(&[(&scripted, "a", dialect)]).await;
+        let response = node.ask(prompt, json!({})).await;
+        assert_eq!(response.status(), status, "{prompt}");
+        assert_eq!(
+            header(&response, "x-should-retry"),
+            retry_after.is_some().to_string(),
+            "{prompt}"
+        );
+        assert_eq!(
+            header(&response, "retry-after"),
+            retry_after.unwrap_or(""),
+            "{prompt}"
+        );
+        let body: Value = response.json().await.unwrap();
+        let error = &body["error"];
+        assert_eq!(error["code"], code, "{prompt}: {body}");
+        assert_eq!(error["metadata"]["provider_name"], "a", "{prompt}: {body}");
+        let told = prompt.trim_start_matches("[[tw:status=").get(..3).unwrap();
+        match told.parse::<u16>() {
+            Ok(told) => {
+                assert_eq!(error["metadata"]["provider_code"], told, "{body}");
+                let raw = json!(format!("scripted status {told}"));
+                let shown = if told == 401 { &Value::Null } else { &raw };
+                assert_eq!(&error["metadata"]["raw"], shown, "{body}");
+            }
+            Err(_) => assert_eq!(error["metadata"]["provider_code"], Value::Null, "{body}"),
+        }
+        let event = node.events(1).await.remove(0);
+        assert_eq!((event.status, event.fault.as_deref()), (status, Some(code)));
     }
 }
 

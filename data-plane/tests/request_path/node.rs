@@ -94,9 +94,9 @@ pub(crate) fn served_by(
             private_network: true,
             stream_usage: true,
             bills_after_cancel: name == "bills",
-            connect_timeout_ms: 2_000,
-            first_byte_timeout_ms: 1_500,
-            idle_timeout_ms: 600,
+            connect_timeout_ms: if name == "thinks" { 200 } else { 2_000 },
+            first_byte_timeout_ms: if name == "thinks" { 200 } else { 1_500 },
+            idle_timeout_ms: if name == "thinks" { 5_000 } else { 600 },
             enabled: true,
         }),
         Resource::Credential(Credential {

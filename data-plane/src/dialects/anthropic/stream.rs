@@ -143,6 +143,7 @@ pub struct Stream {
     id: String,
     usage: Usage,
     calls: u32,
+    begun: bool,
 }
 
 impl Stream {
@@ -155,7 +156,13 @@ impl Stream {
             id: String::new(),
             usage: Usage::default(),
             calls: 0,
+            begun: false,
         }
+    }
+
+    /// Whether anything of the answer itself has come. The start of a message or of a block is none of it.
+    pub fn begun(&self) -> bool {
+        self.begun
     }
 
     /// Translates one event.
@@ -186,6 +193,7 @@ impl Stream {
                 };
                 let reason = finish_reason(&native);
                 tally.finish_reason = Some(reason.to_owned());
+                self.begun = true;
                 self.chunk(&[ChoiceOut {
                     index: 0,
                     delta: DeltaOut::default(),
@@ -193,6 +201,8 @@ impl Stream {
                     native_finish_reason: Some(&native),
                 }])
             }
+            // One that was never said to be complete was cut short by the provider.
+            Event::MessageStop if tally.finish_reason.is_none() => Emit::Garbled,
             Event::MessageStop => Emit::Done,
             Event::Error => Emit::Error(faults::inside(data)),
             Event::Other => Emit::Skip,
@@ -215,6 +225,11 @@ impl Stream {
         }
     }
 
+    fn note_text(&mut self, text: &str, tally: &mut Tally) {
+        tally.text_bytes += text.len() as u64;
+        self.begun = self.begun || !text.is_empty();
+    }
+
     fn block(&mut self, block: &Block<'_>, tally: &mut Tally) -> Emit {
         match &*block.kind {
             "tool_use" => {
@@ -230,7 +245,7 @@ impl Stream {
                 })
             }
             "text" if !block.text.is_empty() => {
-                tally.text_bytes += block.text.len() as u64;
+                self.note_text(&block.text, tally);
                 self.delta(DeltaOut {
                     content: Some(&block.text),
                     ..DeltaOut::default()
@@ -240,17 +255,17 @@ impl Stream {
         }
     }
 
-    fn content(&self, delta: &Delta<'_>, tally: &mut Tally) -> Emit {
+    fn content(&mut self, delta: &Delta<'_>, tally: &mut Tally) -> Emit {
         match delta {
             Delta::Text { text } => {
-                tally.text_bytes += text.len() as u64;
+                self.note_text(text, tally);
                 self.delta(DeltaOut {
                     content: Some(text),
                     ..DeltaOut::default()
                 })
             }
             Delta::Thinking { thinking } => {
-                tally.text_bytes += thinking.len() as u64;
+                self.note_text(thinking, tally);
                 self.delta(DeltaOut {
                     reasoning: Some(thinking),
                     ..DeltaOut::default()
@@ -258,7 +273,7 @@ impl Stream {
             }
             // Only client tools have a call open; a server tool's arguments come before any of them.
             Delta::InputJson { partial_json } if self.calls > 0 => {
-                tally.text_bytes += partial_json.len() as u64;
+                self.note_text(partial_json, tally);
                 self.call(CallOut {
                     index: self.calls - 1,
                     id: None,

@@ -3,6 +3,7 @@
 pub mod faults;
 pub mod reply;
 pub mod request;
+pub mod restream;
 pub mod stream;
 
 use serde::Deserialize;

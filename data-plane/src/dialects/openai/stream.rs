@@ -1,6 +1,8 @@
-//! Events of a stream: passed on as they came. Only those that hold usage, an error or an end are parsed.
+//! Events of a stream: passed on as they came. Only those before the first token, and those that hold usage, an error or an end, are
+//! parsed.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
@@ -38,19 +40,49 @@ struct Chunk<'a> {
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     finish_reason: Option<Cow<'a, str>>,
+}
+
+impl Choice<'_> {
+    /// Why it ended. Some servers write an empty text until then.
+    fn ended(&self) -> Option<&str> {
+        self.finish_reason.as_deref().filter(|reason| !reason.is_empty())
+    }
+
+    /// Whether it says anything: an end, or a member of the delta that is not the role and not empty.
+    fn speaks(&self) -> bool {
+        const EMPTY: [&str; 4] = ["null", "\"\"", "[]", "{}"];
+        let delta = self.delta.map_or("{}", RawValue::get);
+        let said = serde_json::from_str::<BTreeMap<Cow<'_, str>, &RawValue>>(delta).map(|members| {
+            members
+                .iter()
+                .any(|(key, value)| key != "role" && !EMPTY.contains(&value.get()))
+        });
+        self.ended().is_some() || said.unwrap_or(true)
+    }
 }
 
 /// One stream.
 #[derive(Debug)]
 pub struct Stream {
     wants_usage: bool,
+    begun: bool,
 }
 
 impl Stream {
     /// `wants_usage`: whether the caller asked for a usage chunk.
     pub fn new(wants_usage: bool) -> Self {
-        Self { wants_usage }
+        Self {
+            wants_usage,
+            begun: false,
+        }
+    }
+
+    /// Whether anything of the answer itself has come. A role alone, or an empty text, is none of it.
+    pub fn begun(&self) -> bool {
+        self.begun
     }
 
     /// Looks at one event.
@@ -61,14 +93,15 @@ impl Stream {
         let first = data.iter().find(|b| !b.is_ascii_whitespace());
         match first {
             None => return Emit::Skip,
-            Some(b'[') if data.trim_ascii() == b"[DONE]" => return Emit::Done,
+            Some(b'[') if data.trim_ascii() == b"[DONE]" => return done(tally),
             // Not parsed, which every event would pay for; what was cut short or never was an object does not end like one.
             Some(b'{') if data.trim_ascii_end().ends_with(b"}") => {}
             Some(_) => return Emit::Garbled,
         }
         let text: u64 = TEXTS.iter().map(|finder| text_bytes(finder, data)).sum();
         tally.text_bytes += text;
-        let interesting = value_after(&USAGE, data) == Some(b'{')
+        let interesting = !self.begun
+            || value_after(&USAGE, data) == Some(b'{')
             || value_after(&FINISH, data) == Some(b'"')
             || value_after(&ERROR, data).is_some_and(|first| first != b'n')
             || frame.event == "error";
@@ -79,7 +112,7 @@ impl Stream {
         }
     }
 
-    fn parsed(&self, frame: &Frame, data: &[u8], tally: &mut Tally) -> Emit {
+    fn parsed(&mut self, frame: &Frame, data: &[u8], tally: &mut Tally) -> Emit {
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else {
             return Emit::Garbled;
         };
@@ -94,9 +127,10 @@ impl Stream {
             });
         }
         let choices = chunk.choices.as_deref().unwrap_or_default();
-        if let Some(reason) = choices.iter().find_map(|choice| choice.finish_reason.as_deref()) {
+        if let Some(reason) = choices.iter().find_map(Choice::ended) {
             tally.finish_reason = Some(reason.to_owned());
         }
+        self.begun = self.begun || choices.iter().any(Choice::speaks);
         let Some(usage) = chunk.usage else {
             return Emit::Pass(frame.raw.clone());
         };
@@ -105,7 +139,8 @@ impl Stream {
             .and_then(|usage| usage.counts());
         if counts.is_some() {
             tally.usage = counts;
-            tally.usage_is_final = true;
+            // Some servers count in every chunk; before the end these are counts of what was written so far.
+            tally.usage_is_final = choices.is_empty() || tally.finish_reason.is_some();
         }
         if choices.is_empty() && !self.wants_usage {
             return Emit::Skip;
@@ -118,6 +153,16 @@ impl Stream {
             return Emit::Usage(frame.raw.clone(), brace);
         }
         Emit::Pass(frame.raw.clone())
+    }
+}
+
+/// The end, if the answer was said to be complete before it: one without a finish reason was cut short by the provider.
+fn done(tally: &mut Tally) -> Emit {
+    tally.usage_is_final |= tally.usage.is_some();
+    if tally.finish_reason.is_some() {
+        Emit::Done
+    } else {
+        Emit::Garbled
     }
 }
 
@@ -216,6 +261,32 @@ mod tests {
             "data: {\"choices\":[{\"delta\":{\n\n",
         ] {
             assert!(matches!(&run(false, garbled).0[..], [Emit::Garbled]), "{garbled}");
+        }
+    }
+
+    #[test]
+    fn counts_of_a_stream_that_was_cut_are_not_final() {
+        const COUNTED: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"},\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n";
+        const ENDED: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+        let is_final = |body: String| {
+            let (_, tally) = run(true, body.leak());
+            assert_eq!(tally.usage.map(|u| u.output), Some(1));
+            tally.usage_is_final
+        };
+        assert!(!is_final(COUNTED.into()));
+        assert!(!is_final(format!("{COUNTED}{ENDED}")));
+        assert!(is_final(format!("{COUNTED}{ENDED}data: [DONE]\n\n")));
+        let with_end = COUNTED.replace("\"finish_reason\":null", "\"finish_reason\":\"stop\"");
+        assert!(is_final(with_end));
+    }
+
+    #[test]
+    fn an_end_without_a_finish_reason_is_none() {
+        for reason in ["null", "\"\""] {
+            let chunk = "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"},\"finish_reason\":R}]}\n\ndata: [DONE]\n\n";
+            let (emits, tally) = run(false, chunk.replace('R', reason).leak());
+            assert!(matches!(emits[..], [Emit::Pass(_), Emit::Garbled]), "{emits:?}");
+            assert_eq!(tally.finish_reason, None);
         }
     }
 }

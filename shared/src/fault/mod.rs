@@ -3,6 +3,12 @@
 //! `Display` is what callers read. Causes from inside (addresses, provider bodies, credentials) never get into it.
 //! 401, 403, 404 and 410 are raised only from positive knowledge in a valid snapshot (invariant I21): a fault of ours is 5xx.
 
+mod attempt;
+mod examples;
+
+pub use attempt::AttemptFault;
+use attempt::attempt_hint;
+
 use crate::ids::{ModelId, ProviderId};
 use crate::time::UnixMillis;
 
@@ -27,63 +33,6 @@ impl Owner {
             Self::Tenant => "tenant",
             Self::Provider => "provider",
             Self::Operator => "operator",
-        }
-    }
-}
-
-/// What went wrong with one attempt at a provider.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AttemptFault {
-    /// No connection: refused, unreachable, name not found, TLS refused.
-    Connect,
-    /// The address is one that this provider may not have (loopback or private without permission).
-    Address,
-    /// A deadline passed before the first byte.
-    Timeout,
-    /// The connection broke before the first byte.
-    Broken,
-    /// The provider answered with an error status.
-    Status(u16),
-    /// The provider answered with something that is not its dialect.
-    Garbled,
-    /// The provider's credential is missing or does not open.
-    Credential,
-}
-
-impl AttemptFault {
-    /// The closed name used in events, metrics and decision records.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Address => "address",
-            Self::Timeout => "timeout",
-            Self::Broken => "broken",
-            Self::Status(_) => "status",
-            Self::Garbled => "garbled",
-            Self::Credential => "credential",
-        }
-    }
-
-    /// Whether another endpoint may be tried. A provider's 400, 404, 413 or 422 says the request is wrong, so trying elsewhere
-    /// would only repeat it; 401, 402 and 403 say our credential there is wrong, so elsewhere may work.
-    pub fn another_may_work(self) -> bool {
-        match self {
-            Self::Status(status) => !matches!(status, 400 | 404 | 405 | 409 | 411..=418 | 422),
-            Self::Connect
-            | Self::Address
-            | Self::Timeout
-            | Self::Broken
-            | Self::Garbled
-            | Self::Credential => true,
-        }
-    }
-
-    /// Whether the provider had the request and may have worked on it, and will then bill for it, although its answer never came or
-    /// cannot be used. One that could not be reached, or that turned the request away, has done nothing.
-    pub fn may_have_worked(self) -> bool {
-        match self {
-            Self::Timeout | Self::Broken | Self::Garbled => true,
-            Self::Connect | Self::Address | Self::Credential | Self::Status(_) => false,
         }
     }
 }
@@ -204,7 +153,21 @@ pub enum Fault {
         /// Its message, shortened and stripped of control characters.
         message: String,
     },
-    /// Every attempt failed.
+    /// Every attempt failed, the last one with an error status of its provider.
+    #[error("all {tried} attempts failed; the last one at provider `{provider}`, with status {status}{}", said(self.upstream()))]
+    UpstreamFailed {
+        /// How many were made.
+        tried: usize,
+        /// Where the last one was.
+        provider: ProviderId,
+        /// Its status.
+        status: u16,
+        /// Its message, shortened and stripped of control characters.
+        message: String,
+        /// After how many seconds the first of the providers wants to be asked again, if one said so.
+        retry_after: Option<u64>,
+    },
+    /// Every attempt failed, the last one without an answer.
     #[error("all {tried} attempts failed; the last one at provider `{provider}`: {}", attempt_hint(*last))]
     AttemptsExhausted {
         /// How many were made.
@@ -225,6 +188,8 @@ pub enum Fault {
     StreamError {
         /// Whose answer.
         provider: ProviderId,
+        /// The status it means, if it says one.
+        status: Option<u16>,
         /// Its message, shortened and stripped of control characters.
         message: String,
     },
@@ -248,7 +213,18 @@ pub enum Fault {
     Internal,
 }
 
-/// The public facts of a fault that do not depend on the case.
+/// What callers may know of a provider's part in a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamNote<'a> {
+    /// Who.
+    pub provider: &'a ProviderId,
+    /// The status it answered with, if it did.
+    pub status: Option<u16>,
+    /// What it said, unless that is about our credential there.
+    pub message: Option<&'a str>,
+}
+
+/// The public facts of a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FaultSpec {
     /// Stable code, `error.code` in the OpenAI shape.
@@ -305,6 +281,20 @@ impl Fault {
             Self::UpstreamRejected { .. } => {
                 spec("upstream_rejected", 400, "invalid_request_error", Caller, false)
             }
+            Self::UpstreamFailed { status: 429, .. } => {
+                spec("upstream_failed", 429, "rate_limit_error", Provider, true)
+            }
+            // Every endpoint was tried already: only one that is busy for a while is worth another try by the caller.
+            Self::UpstreamFailed { status, .. } => {
+                let retry = matches!(status, 503 | 529);
+                spec(
+                    "upstream_failed",
+                    shown_status(*status),
+                    "server_error",
+                    Provider,
+                    retry,
+                )
+            }
             Self::AttemptsExhausted {
                 last: AttemptFault::Timeout,
                 ..
@@ -323,15 +313,55 @@ impl Fault {
         }
     }
 
-    /// The HTTP status of this case: a provider's own status where it refused the request or was the only cause.
+    /// The HTTP status of this case. A provider's own is kept, so that a caller sees what it would see there, unless it is about our
+    /// credential at that provider or no error status at all: those are 502, because nothing that the caller sent is at fault.
     pub fn status(&self) -> u16 {
         match self {
             Self::UpstreamRejected { status, .. } => *status,
-            Self::AttemptsExhausted {
-                last: AttemptFault::Status(status @ (429 | 503 | 529)),
-                ..
-            } => *status,
+            Self::StreamError {
+                status: Some(status), ..
+            } => shown_status(*status),
             _ => self.spec().status,
+        }
+    }
+
+    /// What a provider had to do with it, for `error.metadata`.
+    pub fn upstream(&self) -> Option<UpstreamNote<'_>> {
+        let (provider, status, message) = match self {
+            Self::UpstreamRejected {
+                provider,
+                status,
+                message,
+            }
+            | Self::UpstreamFailed {
+                provider,
+                status,
+                message,
+                ..
+            } => (provider, Some(*status), Some(message.as_str())),
+            Self::StreamError {
+                provider,
+                status,
+                message,
+            } => (provider, *status, Some(message.as_str())),
+            Self::AttemptsExhausted { provider, .. } | Self::StreamBroken { provider } => {
+                (provider, None, None)
+            }
+            _ => return None,
+        };
+        let ours = status.is_some_and(of_credential);
+        Some(UpstreamNote {
+            provider,
+            status,
+            message: message.filter(|text| !ours && !text.is_empty()),
+        })
+    }
+
+    /// After how many seconds a retry makes sense, when a provider said so.
+    pub fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::UpstreamFailed { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 
@@ -346,82 +376,25 @@ impl Fault {
             _ => None,
         }
     }
+}
 
-    /// One example of every variant, in the table's order: what the README's error table is checked against.
-    pub fn examples() -> Vec<Self> {
-        let model = ModelId::trusted("author/slug");
-        let provider = ProviderId::trusted("provider");
-        let text = || "…".to_owned();
-        vec![
-            Self::InvalidJson { detail: text() },
-            Self::InvalidField {
-                field: "model".into(),
-                detail: text(),
-            },
-            Self::DuplicateKey {
-                field: "model".into(),
-            },
-            Self::TooDeep { max: 128 },
-            Self::TooLarge { max: 33_554_432 },
-            Self::SlowBody,
-            Self::MissingKey,
-            Self::InvalidKey,
-            Self::RevokedKey,
-            Self::ExpiredKey,
-            Self::TenantDisabled { level: "project" },
-            Self::ModelForbidden { model: model.clone() },
-            Self::ModelNotFound {
-                model: text(),
-                close: vec![model.clone()],
-            },
-            Self::ModelRetired {
-                model: model.clone(),
-                at: UnixMillis(0),
-                successor: Some(model.clone()),
-            },
-            Self::NoEndpoints {
-                model,
-                reason: text(),
-            },
-            Self::BudgetExhausted {
-                level: "project",
-                budget: text(),
-                resets_at: None,
-            },
-            Self::RouteNotFound {
-                method: "GET".into(),
-                path: "/".into(),
-            },
-            Self::UpstreamRejected {
-                provider: provider.clone(),
-                status: 400,
-                message: text(),
-            },
-            Self::AttemptsExhausted {
-                tried: 2,
-                provider: provider.clone(),
-                last: AttemptFault::Connect,
-            },
-            Self::AttemptsExhausted {
-                tried: 2,
-                provider: provider.clone(),
-                last: AttemptFault::Timeout,
-            },
-            Self::StreamBroken {
-                provider: provider.clone(),
-            },
-            Self::StreamError {
-                provider,
-                message: text(),
-            },
-            Self::NoSnapshot,
-            Self::ControlPlaneStale,
-            Self::BillingUnavailable,
-            Self::Overloaded,
-            Self::Draining,
-            Self::Internal,
-        ]
+/// Whether a provider's status is about who we are to it.
+fn of_credential(status: u16) -> bool {
+    matches!(status, 401..=403 | 407)
+}
+
+/// The status that callers see for a provider's.
+fn shown_status(status: u16) -> u16 {
+    if (400..600).contains(&status) && !of_credential(status) {
+        status
+    } else {
+        502
     }
+}
+
+fn said(note: Option<UpstreamNote<'_>>) -> String {
+    let message = note.and_then(|note| note.message);
+    message.map_or_else(String::new, |message| format!(": {message}"))
 }
 
 fn date(at: UnixMillis) -> String {
@@ -444,18 +417,6 @@ fn close_matches(close: &[ModelId]) -> String {
     format!("; did you mean {}?", names.join(" or "))
 }
 
-fn attempt_hint(fault: AttemptFault) -> String {
-    match fault {
-        AttemptFault::Connect => "it could not be reached".into(),
-        AttemptFault::Address => "its address is not allowed".into(),
-        AttemptFault::Timeout => "it did not answer in time".into(),
-        AttemptFault::Broken => "it closed the connection before answering".into(),
-        AttemptFault::Status(status) => format!("it answered with status {status}"),
-        AttemptFault::Garbled => "its answer was not understood".into(),
-        AttemptFault::Credential => "no usable credential for it on this node".into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -474,25 +435,33 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_keeps_its_own_status_when_it_refuses_or_is_saturated() {
-        let provider = ProviderId::trusted("p");
+    fn callers_see_the_providers_status_unless_it_is_about_our_credential() {
+        for (status, shown, retry) in [
+            (500, 500, false),
+            (503, 503, true),
+            (529, 529, true),
+            (429, 429, true),
+            (408, 408, false),
+            (401, 502, false),
+            (403, 502, false),
+            (302, 502, false),
+        ] {
+            let failed = Fault::UpstreamFailed {
+                tried: 1,
+                provider: ProviderId::trusted("p"),
+                status,
+                message: "no".into(),
+                retry_after: None,
+            };
+            assert_eq!((failed.status(), failed.spec().retry), (shown, retry), "{status}");
+            let about_us = matches!(status, 401 | 403);
+            assert_eq!(failed.to_string().ends_with(": no"), !about_us, "{failed}");
+        }
         let refused = Fault::UpstreamRejected {
-            provider: provider.clone(),
+            provider: ProviderId::trusted("p"),
             status: 422,
             message: "no".into(),
         };
         assert_eq!(refused.status(), 422);
-        let busy = Fault::AttemptsExhausted {
-            tried: 1,
-            provider: provider.clone(),
-            last: AttemptFault::Status(429),
-        };
-        assert_eq!(busy.status(), 429);
-        let broken = Fault::AttemptsExhausted {
-            tried: 1,
-            provider,
-            last: AttemptFault::Status(500),
-        };
-        assert_eq!(broken.status(), 502);
     }
 }

@@ -1,0 +1,154 @@
+//! Reads a provider's answer up to where it may go to the caller: a whole one to its end, a stream to its first token.
+//!
+//! A stream opens with events that say nothing yet: a role, the start of a message. They are held, within bounds, so that a provider
+//! that dies after them is still replaced by another. Once the deadline of the first byte has passed they are let go: a provider that
+//! thinks for long is alive, and the caller shall see that.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, timeout, timeout_at};
+use tollway_shared::fault::AttemptFault;
+
+use super::attempt::Failed;
+use crate::dialects::sse::{Frame, Parser};
+use crate::dialects::{Emit, Events, Tally};
+use crate::upstream::AnswerBody;
+
+/// Most events that are held; with one more the stream has begun, whatever they say.
+const HELD_EVENTS_MAX: usize = 64;
+/// Most bytes of them.
+const HELD_BYTES_MAX: usize = 64 << 10;
+
+/// What the caller is answered with.
+pub enum Opened {
+    /// A whole answer.
+    Whole(Bytes),
+    /// A stream that has begun.
+    Stream(Box<Begun>),
+}
+
+/// A stream that has begun.
+pub struct Begun {
+    /// The rest of the provider's body; none when it has said everything.
+    pub body: Option<AnswerBody>,
+    /// What was read of it and not looked at yet.
+    pub parser: Parser,
+    /// The dialect.
+    pub events: Events,
+    /// What the events so far became.
+    pub first: Vec<Emit>,
+}
+
+impl Begun {
+    /// A stream of which everything is here.
+    pub fn finished(first: Vec<Emit>) -> Self {
+        Self {
+            body: None,
+            parser: Parser::default(),
+            events: Events::passed_through(),
+            first,
+        }
+    }
+
+    /// Looks at the next event. True when the stream has begun with it.
+    fn take(&mut self, frame: &Frame, tally: &mut Tally) -> Result<bool, Failed> {
+        if frame.data.is_none() {
+            return Ok(false); // a comment
+        }
+        match self.events.take(frame, tally) {
+            Emit::Skip => {}
+            Emit::Garbled => return Err(AttemptFault::Garbled.into()),
+            Emit::Error(error) => return Err(error.into()),
+            Emit::Done => {
+                self.first.push(Emit::Done);
+                return Ok(true);
+            }
+            held @ (Emit::Pass(_) | Emit::Usage(..)) => self.first.push(held),
+        }
+        Ok(self.events.begun())
+    }
+}
+
+/// Reads a stream until it has begun.
+///
+/// - `deadline`: of its first event; once it has passed, what is held is let go.
+/// - `idle`: how long the stream may be silent after its first event.
+pub(super) async fn begun(
+    tally: &mut Tally,
+    body: AnswerBody,
+    events: Events,
+    deadline: Instant,
+    idle: Duration,
+) -> Result<Begun, Failed> {
+    let mut begun = Begun {
+        body: Some(body),
+        parser: Parser::default(),
+        events,
+        first: Vec::new(),
+    };
+    let mut held_bytes = 0;
+    loop {
+        while let Some(frame) = begun.parser.next_frame().map_err(|_| AttemptFault::Garbled)? {
+            held_bytes += frame.raw.len();
+            let full = begun.first.len() >= HELD_EVENTS_MAX || held_bytes > HELD_BYTES_MAX;
+            if begun.take(&frame, tally)? || (full && !begun.first.is_empty()) {
+                return Ok(begun);
+            }
+        }
+        let opened = !begun.first.is_empty();
+        let wait = if opened {
+            deadline.min(Instant::now() + idle)
+        } else {
+            deadline
+        };
+        let Some(body) = &mut begun.body else {
+            return Err(AttemptFault::Broken.into());
+        };
+        match timeout_at(wait, body.frame()).await {
+            Ok(Some(Ok(frame))) => {
+                if let Ok(data) = frame.into_data() {
+                    begun.parser.push(data);
+                }
+            }
+            Ok(Some(Err(_))) => return Err(AttemptFault::Broken.into()),
+            Ok(None) => {
+                begun.body = None;
+                // The last event may lack its blank line.
+                return match begun.parser.finish() {
+                    Some(frame) if begun.take(&frame, tally)? => Ok(begun),
+                    _ => Err(AttemptFault::Broken.into()),
+                };
+            }
+            Err(_) if opened && wait == deadline => return Ok(begun),
+            Err(_) => return Err(AttemptFault::Timeout.into()),
+        }
+    }
+}
+
+/// A whole body, with a bound on its size and on its silences.
+pub(super) async fn whole(mut body: AnswerBody, max: usize, idle: Duration) -> Result<Bytes, AttemptFault> {
+    let mut first: Option<Bytes> = None;
+    let mut rest = BytesMut::new();
+    loop {
+        let frame = timeout(idle, body.frame())
+            .await
+            .map_err(|_| AttemptFault::Timeout)?;
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame.map_err(|_| AttemptFault::Broken)?.into_data() else {
+            continue;
+        };
+        match first.take() {
+            None if rest.is_empty() => first = Some(data),
+            head => {
+                rest.extend_from_slice(&head.unwrap_or_default());
+                rest.extend_from_slice(&data);
+            }
+        }
+        if rest.len().max(first.as_ref().map_or(0, Bytes::len)) > max {
+            return Err(AttemptFault::Garbled);
+        }
+    }
+    Ok(first.unwrap_or_else(|| rest.freeze()))
+}
