@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::Live;
@@ -43,11 +44,27 @@ pub struct Ops {
 
 /// Serves until cancelled.
 pub async fn serve(ops: Arc<Ops>, listener: TcpListener, cancel: CancellationToken) {
+    serve_accepted(ops, listener, cancel).await;
+}
+
+/// Where connections come from.
+trait Accept: Send {
+    fn next(&mut self) -> impl Future<Output = io::Result<TcpStream>> + Send;
+}
+
+impl Accept for TcpListener {
+    async fn next(&mut self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Serves what the listener gives; an error of it never ends the loop, because the next connection may be good again.
+async fn serve_accepted(ops: Arc<Ops>, mut listener: impl Accept, cancel: CancellationToken) {
     let mut upkeep = tokio::time::interval(UPKEEP_EVERY);
     loop {
         let accepted = tokio::select! {
             () = cancel.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
             _ = upkeep.tick() => {
                 if let Some(metrics) = &ops.metrics {
                     metrics.run_upkeep();
@@ -55,7 +72,7 @@ pub async fn serve(ops: Arc<Ops>, listener: TcpListener, cancel: CancellationTok
                 continue;
             }
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok(stream) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
@@ -145,4 +162,56 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::catalog::NodeSecrets;
+
+    /// `EMFILE`: no file descriptor is left.
+    const NO_DESCRIPTOR: i32 = 24;
+
+    /// A listener of a process that runs out of descriptors for a while.
+    struct Exhausted {
+        failures: u32,
+        listener: TcpListener,
+    }
+
+    impl Accept for Exhausted {
+        async fn next(&mut self) -> io::Result<TcpStream> {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err(io::Error::from_raw_os_error(NO_DESCRIPTOR));
+            }
+            self.listener.next().await
+        }
+    }
+
+    #[tokio::test]
+    async fn accepts_that_fail_do_not_end_the_listener() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let ops = Arc::new(Ops {
+            live: Live::new(NodeSecrets::default()),
+            usage: Weak::new(),
+            phase: Arc::default(),
+            metrics: None,
+        });
+        let asked = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = b"GET /livez HTTP/1.1\r\nhost: ops\r\nconnection: close\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::select! {
+            () = serve_accepted(ops, Exhausted { failures: 3, listener }, CancellationToken::new()) => panic!("the listener ended"),
+            answer = asked => answer,
+        };
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 }
