@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`spool`] | [`Writer`]: one per core, intents and outcomes, one write(2) each |
 //! | `space` | when paid traffic is shed, and the reserve that outcomes fall back on |
-//! | `sync` | group fsync, every [`Settings::SYNC_EVERY`] |
+//! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is written again when one fails |
 //! | `segment` | files and how they are read |
 //! | `recover` | intents of a life that ended: one `interrupted` event each |
 //! | `shipper`, `stream` | in order, until delivered, re-reading the disk after every fault |
@@ -13,6 +13,8 @@
 //! Invariant: a request whose intent was taken has exactly one event, whatever dies when; sequences per writer and partition are
 //! dense, and mean one event each.
 
+#[cfg(test)]
+mod disk_tests;
 mod file;
 mod kafka;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod stream;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod unsynced;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -50,7 +53,7 @@ use self::space::Space;
 pub use self::space::SpoolState;
 use self::spool::Lane;
 pub use self::spool::{Kept, SpoolFault, Writer};
-use self::sync::Syncer;
+use self::sync::{Fsync, Syncer};
 
 /// Counter of usage records by `stage`: `intent` and `outcome` (in the spool), `interrupted` (written by recovery), `delivered` (safe in
 /// the sink), `lost` (given up in memory because the disk took nothing; billed as interrupted later).
@@ -304,8 +307,9 @@ fn sink_of(settings: &Settings) -> Result<Open, StartFault> {
         SinkKind::File => {
             let dir = settings.dir.clone();
             let dir = dir.ok_or_else(|| missing("dir", "is missing; `sink = \"file\"` needs it"))?;
+            let suspects = file::Suspects::default();
             Ok(Box::new(move || {
-                Ok(Box::new(file::FileSink::open(&dir)?) as Box<dyn Sink>)
+                Ok(Box::new(file::FileSink::open(&dir, &suspects)?) as Box<dyn Sink>)
             }))
         }
         SinkKind::Kafka => {
@@ -367,7 +371,8 @@ fn ship(mut shipper: Shipper, mut leftovers: Vec<PathBuf>, partitions: i32, stop
 }
 
 fn recover_one(shipper: &mut Shipper, dir: &Path, partitions: i32) -> io::Result<()> {
-    let Some(recovered) = recover::complete(dir, partitions)? else {
+    let mut fsync: Fsync = Box::new(File::sync_all);
+    let Some(recovered) = recover::complete(dir, partitions, &mut fsync)? else {
         return Ok(());
     };
     counter!(EVENTS_TOTAL, "stage" => "interrupted").increment(recovered.interrupted);

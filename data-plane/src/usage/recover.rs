@@ -1,7 +1,8 @@
 //! What an earlier life left behind: every intent without an outcome becomes one event marked `interrupted`.
 //!
-//! The event is appended to the spool of the writer that made the intent, with that writer's next sequence, before anything is
-//! shipped. So a crash in here changes nothing: the next start finds an outcome where it would have written one.
+//! The event goes into the spool of the writer that made the intent, with that writer's next sequence, before anything is shipped. So a
+//! crash in here changes nothing: the next start finds an outcome where it would have written one. It goes into a segment of its own,
+//! which is removed when it cannot be made durable: the next try must not believe what a failed fsync has left in memory.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -15,7 +16,8 @@ use tollway_shared::cost;
 use tollway_shared::ids::WriterId;
 
 use super::segment::{self, Cursor, Position};
-use super::spool::{Extent, write_whole};
+use super::spool::{Extent, create_segment, write_whole};
+use super::sync::Fsync;
 
 /// `fault` of an event whose node died.
 const FAULT: &str = "interrupted";
@@ -47,7 +49,7 @@ pub(super) fn leftovers(spool: &Path) -> io::Result<Vec<PathBuf>> {
 /// Completes one earlier writer's spool. `None` when nothing is left of it; its folder is gone then.
 ///
 /// - `partitions`: as configured now, for the events written here.
-pub(super) fn complete(dir: &Path, partitions: i32) -> io::Result<Option<Recovered>> {
+pub(super) fn complete(dir: &Path, partitions: i32, fsync: &mut Fsync) -> io::Result<Option<Recovered>> {
     let name = dir.file_name().and_then(|name| name.to_str());
     let Some(writer) = name.and_then(WriterId::parse) else {
         return Err(io::Error::other("the folder's name is not a writer id"));
@@ -81,25 +83,44 @@ pub(super) fn complete(dir: &Path, partitions: i32) -> io::Result<Option<Recover
         std::fs::remove_dir_all(dir)?;
         return Ok(None);
     };
-    let file = OpenOptions::new()
+    let last = OpenOptions::new()
         .append(true)
         .open(segment::path(dir, end.segment))?;
-    bytes -= file.metadata()?.len() - end.offset;
-    file.set_len(end.offset)?; // the torn tail
+    bytes -= last.metadata()?.len() - end.offset;
+    last.set_len(end.offset)?; // the torn tail
+    fsync(&last)?;
+    let sequences = left.sequences_for(partitions);
     let (damaged_bytes, events) = (left.damaged_bytes, left.interrupted(writer, partitions));
-    for event in &events {
-        let record = codec::encode(Kind::Spool, &SpoolRecordRef::Outcome(&OutcomeRecord::of(event)));
-        write_whole(&file, end.offset, &record)?;
-        end.offset += record.len() as u64;
-        bytes += record.len() as u64;
+    if !events.is_empty() {
+        let added = add_segment(dir, writer, end.segment + 1, &sequences, &events, fsync);
+        end = added.inspect_err(|_| drop(std::fs::remove_file(segment::path(dir, end.segment + 1))))?;
+        bytes += end.offset;
     }
-    file.sync_all()?;
     File::open(dir)?.sync_all()?;
     Ok(Some(Recovered {
         extent: Extent::new(writer, dir.to_owned(), end, bytes),
         interrupted: events.len() as u64,
         damaged_bytes,
     }))
+}
+
+/// Writes events into a new segment, durably. Returns its end.
+fn add_segment(
+    dir: &Path,
+    writer: WriterId,
+    number: u64,
+    sequences: &[u64],
+    events: &[UsageEvent],
+    fsync: &mut Fsync,
+) -> io::Result<Position> {
+    let (file, mut end) = create_segment(dir, writer, number, sequences)?;
+    for event in events {
+        let record = codec::encode(Kind::Spool, &SpoolRecordRef::Outcome(&OutcomeRecord::of(event)));
+        write_whole(&file, end.offset, &record)?;
+        end.offset += record.len() as u64;
+    }
+    fsync(&file)?;
+    Ok(end)
 }
 
 /// What reading a spool leaves: open intents, and how far the sequences went. Memory: the requests that ran at once.
@@ -136,6 +157,13 @@ impl Left {
             self.sequences.resize(slot + 1, 0);
         }
         self.sequences[slot] = self.sequences[slot].max(sequence);
+    }
+
+    /// The sequences that were given out, for as many partitions as there are and have been.
+    fn sequences_for(&self, partitions: i32) -> Vec<u64> {
+        let mut sequences = self.sequences.clone();
+        sequences.resize(sequences.len().max(usize::try_from(partitions).unwrap_or(0)), 0);
+        sequences
     }
 
     /// The missing events, in the order of their intents.

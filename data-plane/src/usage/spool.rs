@@ -3,12 +3,15 @@
 //! What it promises: a record that was taken survives `kill -9` of the process at once, and loss of power once the group fsync
 //! (`sync`) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
 //! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
+//!
+//! A segment in which a write failed is closed for good. One whose fsync failed is cut back to what is known durable, and the rest is
+//! written again from memory into a new segment ([`Lane::rewrite`]); intents are refused until an fsync of that one has succeeded.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tollway_proto::codec::{self, Kind};
@@ -18,6 +21,7 @@ use tollway_shared::ids::WriterId;
 
 use super::segment::{self, Position};
 use super::space::Space;
+use super::unsynced::{Unsynced, Written};
 
 /// Outcomes kept in memory while the disk takes nothing at all. Past it an outcome is given up and its intent, which is on
 /// disk, becomes an `interrupted` event at the next start.
@@ -120,6 +124,8 @@ pub(super) struct Lane {
     intents: AtomicU64,
     outcomes: AtomicU64,
     lost: AtomicU64,
+    /// An fsync has failed and none has succeeded since.
+    suspect: AtomicBool,
     space: Arc<Space>,
     segment_bytes: u64,
     inner: Mutex<Inner>,
@@ -129,8 +135,10 @@ pub(super) struct Lane {
 struct Inner {
     file: File,
     at: Position,
-    /// The file ends with part of a record that could not be taken back: nothing may follow it.
-    torn: bool,
+    /// A write or an fsync of the file has failed: nothing may follow in it.
+    closed: bool,
+    /// What no fsync has covered yet.
+    unsynced: Unsynced,
     /// The last sequence given out, per partition.
     sequences: Vec<u64>,
     waiting: VecDeque<UsageEvent>,
@@ -167,12 +175,14 @@ impl Lane {
             intents: AtomicU64::new(0),
             outcomes: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            suspect: AtomicBool::new(false),
             space,
             segment_bytes,
             inner: Mutex::new(Inner {
                 file,
                 at,
-                torn: false,
+                closed: false,
+                unsynced: Unsynced::default(),
                 sequences,
                 waiting: VecDeque::new(),
             }),
@@ -209,7 +219,10 @@ impl Writer {
         }
         let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Intent(event));
         let mut inner = lane.lock();
-        match lane.append(&mut inner, &bytes) {
+        if lane.suspect.load(Ordering::Relaxed) || inner.unsynced.is_full() {
+            return Err(SpoolFault::Disk);
+        }
+        match lane.append(&mut inner, bytes, None) {
             Ok(()) => {
                 lane.open.fetch_add(1, Ordering::Relaxed);
                 lane.intents.fetch_add(1, Ordering::Relaxed);
@@ -253,6 +266,13 @@ impl Lane {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // A panic inside leaves whole records behind, because a record is one write: carry on.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Swaps the file for one that takes nothing, for tests.
+    #[cfg(test)]
+    pub(super) fn fail_next_write(&self) {
+        let inner = &mut *self.lock();
+        inner.file = File::open(segment::path(&self.extent.dir, inner.at.segment)).expect("it is there");
     }
 
     pub(super) fn totals(&self) -> LaneTotals {
@@ -302,47 +322,111 @@ impl Lane {
         event.sequence = inner.sequences[slot] + 1;
         let record = OutcomeRecord::of(event);
         let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Outcome(&record));
-        self.append(inner, &bytes)?;
+        self.append(inner, bytes, Some((slot, event.sequence)))?;
         inner.sequences[slot] = event.sequence;
         self.open.fetch_sub(1, Ordering::Relaxed);
         self.outcomes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn append(&self, inner: &mut Inner, bytes: &[u8]) -> io::Result<()> {
-        if inner.torn || inner.at.offset >= self.segment_bytes {
+    fn append(&self, inner: &mut Inner, bytes: Vec<u8>, sequence: Option<(usize, u64)>) -> io::Result<()> {
+        if inner.closed || inner.at.offset >= self.segment_bytes {
             self.rotate(inner)?;
         }
-        if let Err(fault) = write_whole(&inner.file, inner.at.offset, bytes) {
-            let length = inner.file.metadata().map(|file| file.len());
-            inner.torn = length.ok() != Some(inner.at.offset);
+        if let Err(fault) = write_whole(&inner.file, inner.at.offset, &bytes) {
+            inner.closed = true;
             return Err(fault);
         }
         inner.at.offset += bytes.len() as u64;
         self.extent.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         self.extent.written.store(inner.at.packed(), Ordering::Release);
+        inner.unsynced.push(Written {
+            end: inner.at,
+            bytes,
+            sequence,
+        });
         Ok(())
     }
 
-    /// Goes on in a new segment; stays in the old one, if that is whole, when the disk has no room for another file.
+    /// Goes on in a new segment; stays in the old one, if nothing is wrong with it, when the disk has no room for another file.
     fn rotate(&self, inner: &mut Inner) -> io::Result<()> {
         let next = inner.at.segment + 1;
         match create_segment(&self.extent.dir, self.extent.writer, next, &inner.sequences) {
             Ok((file, at)) => {
                 self.extent.bytes.fetch_add(at.offset, Ordering::Relaxed);
-                (inner.file, inner.at, inner.torn) = (file, at, false);
+                (inner.file, inner.at, inner.closed) = (file, at, false);
                 Ok(())
             }
             Err(fault) => {
                 let _ = std::fs::remove_file(segment::path(&self.extent.dir, next));
                 tracing::warn!(error = %fault, "the disk has no room for another usage segment");
-                if inner.torn { Err(fault) } else { Ok(()) }
+                if inner.closed { Err(fault) } else { Ok(()) }
             }
         }
     }
+
+    /// Everything up to `at` is on disk for good. Called by the fsync thread.
+    pub(super) fn durable(&self, at: Position) {
+        self.extent.set_synced(at);
+        self.suspect.store(false, Ordering::Relaxed);
+        let done = self.lock().unsynced.take_until(at);
+        drop(done); // after the lock
+    }
+
+    /// An fsync has failed, so whatever it was to cover may be gone although the file still shows it. Cuts the segment back to
+    /// what is durable and writes the rest again, from memory, into a new one. Called by the fsync thread, again after an error.
+    ///
+    /// - Returns the segment that was cut: all that is left in it is durable, and no fsync of it means anything any more.
+    pub(super) fn rewrite(&self) -> io::Result<u64> {
+        self.suspect.store(true, Ordering::Relaxed);
+        let mut inner = self.lock();
+        inner.closed = true;
+        let (dir, synced) = (&self.extent.dir, self.extent.synced());
+        let mut freed = 0;
+        for segment in synced.segment + 1..=inner.at.segment + 1 {
+            freed += remove_if_there(&segment::path(dir, segment))?;
+        }
+        let cut = OpenOptions::new()
+            .write(true)
+            .open(segment::path(dir, synced.segment))?;
+        freed += cut.metadata()?.len().saturating_sub(synced.offset);
+        cut.set_len(synced.offset)?;
+        cut.sync_all()?; // its new length, ahead of the second copy of what was behind it
+        self.extent.forget_bytes(freed.min(self.extent.bytes()));
+
+        let sequences = inner.unsynced.sequences_before(&inner.sequences);
+        let next = synced.segment + 1;
+        let (file, mut at) = create_segment(dir, self.extent.writer, next, &sequences)?;
+        let mut ends = Vec::new();
+        for record in inner.unsynced.records() {
+            write_whole(&file, at.offset, &record.bytes)?;
+            at.offset += record.bytes.len() as u64;
+            ends.push(at);
+        }
+        for (record, end) in inner.unsynced.records().zip(ends) {
+            record.end = end;
+        }
+        (inner.file, inner.at, inner.closed) = (file, at, false);
+        self.extent.bytes.fetch_add(at.offset, Ordering::Relaxed);
+        self.extent.written.store(at.packed(), Ordering::Release);
+        Ok(synced.segment)
+    }
 }
 
-fn create_segment(
+/// Removes a file and returns how long it was.
+fn remove_if_there(path: &Path) -> io::Result<u64> {
+    let removed = std::fs::metadata(path).and_then(|file| {
+        std::fs::remove_file(path)?;
+        Ok(file.len())
+    });
+    match removed {
+        Err(fault) if fault.kind() == io::ErrorKind::NotFound => Ok(0),
+        removed => removed,
+    }
+}
+
+/// Makes a segment with its header.
+pub(super) fn create_segment(
     dir: &Path,
     writer: WriterId,
     segment: u64,
@@ -354,12 +438,10 @@ fn create_segment(
         sequences: sequences.to_vec(),
     };
     let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Header(&header));
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .truncate(false)
-        .open(segment::path(dir, segment))?;
-    file.set_len(0)?;
+    // Always a new file: one that failed before may not be written to again.
+    let path = segment::path(dir, segment);
+    remove_if_there(&path)?;
+    let file = OpenOptions::new().append(true).create_new(true).open(path)?;
     write_whole(&file, 0, &bytes)?;
     let offset = bytes.len() as u64;
     Ok((file, Position { segment, offset }))

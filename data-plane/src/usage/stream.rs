@@ -21,7 +21,7 @@ const DELIVERED_FILE: &str = "delivered";
 
 /// What reading on gave.
 pub(super) enum Next<'a> {
-    /// Nothing more for now.
+    /// Nothing more is durable.
     Nothing,
     /// A record that needs no shipping.
     Skipped,

@@ -2,6 +2,8 @@
 //!
 //! Requests never wait for it; the shipper does: nothing leaves the node that its own disk could still forget, so a sequence can
 //! never come to mean two different events.
+//!
+//! An fsync that failed is never repeated on the same file: see [`Lane::rewrite`].
 
 use std::fs::File;
 use std::io;
@@ -14,25 +16,61 @@ use super::spool::{Extent, Lane};
 
 /// How often a full disk is tried again.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Wait after an fsync that failed, before the new segment's.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// The segment that was synced last, kept open.
 type OpenSegment = Option<(u64, File)>;
+/// Makes a file durable.
+pub(super) type Fsync = Box<dyn FnMut(&File) -> io::Result<()> + Send>;
+
+/// A writer and what is known of its disk.
+struct Synced {
+    lane: Arc<Lane>,
+    file: OpenSegment,
+    /// A segment cut back after a fault: durable as it is.
+    cut: u64,
+    failed: Option<Failed>,
+}
+
+/// An fsync that failed.
+struct Failed {
+    at: Instant,
+    /// Its records are in a new segment.
+    rewritten: bool,
+}
 
 /// The state of the fsync thread.
-#[derive(Debug)]
 pub(super) struct Syncer {
-    lanes: Vec<(Arc<Lane>, OpenSegment)>,
+    lanes: Vec<Synced>,
     space: Arc<Space>,
     probed: Instant,
+    fsync: Fsync,
+    again_after: Duration,
 }
 
 impl Syncer {
     pub(super) fn new(lanes: Vec<Arc<Lane>>, space: Arc<Space>) -> Self {
+        let synced = |lane| Synced {
+            lane,
+            file: None,
+            cut: 0,
+            failed: None,
+        };
         Self {
-            lanes: lanes.into_iter().map(|lane| (lane, None)).collect(),
+            lanes: lanes.into_iter().map(synced).collect(),
             space,
             probed: Instant::now(),
+            fsync: Box::new(File::sync_data),
+            again_after: AGAIN_AFTER,
         }
+    }
+
+    /// Another disk, tried again without a wait, for tests.
+    #[cfg(test)]
+    pub(super) fn set_fsync(&mut self, fsync: Fsync) {
+        self.fsync = fsync;
+        self.again_after = Duration::ZERO;
     }
 
     /// One round: fsync what is new, then decide whether there is room.
@@ -42,18 +80,11 @@ impl Syncer {
     pub(super) fn round(&mut self, held_elsewhere: u64) -> bool {
         let mut progress = false;
         let (mut held, mut open) = (held_elsewhere, 0);
-        for (lane, file) in &mut self.lanes {
-            lane.retry_waiting();
-            match sync_extent(&lane.extent, file) {
-                Ok(synced) => progress |= synced,
-                Err(fault) => {
-                    *file = None;
-                    self.space.disk_refused();
-                    tracing::error!(error = %fault, "fsync of the usage spool failed");
-                }
-            }
-            held += lane.extent.bytes();
-            open += lane.totals().open as u64;
+        for synced in &mut self.lanes {
+            synced.lane.retry_waiting();
+            progress |= synced.round(&mut self.fsync, self.again_after, &self.space);
+            held += synced.lane.extent.bytes();
+            open += synced.lane.totals().open as u64;
         }
         self.space.decide(held, open);
         if self.probed.elapsed() >= PROBE_EVERY {
@@ -64,17 +95,67 @@ impl Syncer {
     }
 }
 
-fn sync_extent(extent: &Extent, open: &mut OpenSegment) -> io::Result<bool> {
+impl Synced {
+    fn round(&mut self, fsync: &mut Fsync, again_after: Duration, space: &Space) -> bool {
+        if let Some(failed) = &self.failed {
+            if failed.at.elapsed() < again_after {
+                return false;
+            }
+            if !failed.rewritten && !self.rewrite() {
+                return false;
+            }
+        }
+        match sync_extent(&self.lane.extent, &mut self.file, self.cut, fsync) {
+            Ok(None) => false,
+            Ok(Some(at)) => {
+                self.lane.durable(at);
+                self.failed = None;
+                true
+            }
+            Err(fault) => {
+                tracing::error!(error = %fault, "fsync of the usage spool failed: going on in a new segment");
+                space.disk_refused();
+                self.rewrite();
+                false
+            }
+        }
+    }
+
+    fn rewrite(&mut self) -> bool {
+        self.file = None;
+        let rewritten = self.lane.rewrite();
+        self.failed = Some(Failed {
+            at: Instant::now(),
+            rewritten: rewritten.is_ok(),
+        });
+        match rewritten {
+            Ok(cut) => self.cut = cut,
+            Err(fault) => {
+                tracing::error!(error = %fault, "usage records cannot be written again yet; they stay in memory");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Fsyncs what was written since the last time; returns how far that was, if there was anything.
+fn sync_extent(
+    extent: &Extent,
+    open: &mut OpenSegment,
+    cut: u64,
+    fsync: &mut Fsync,
+) -> io::Result<Option<Position>> {
     let (written, synced) = (extent.written(), extent.synced());
     if written == synced {
-        return Ok(false);
+        return Ok(None);
     }
-    for segment in synced.segment..=written.segment {
+    for segment in (synced.segment..=written.segment).filter(|segment| *segment != cut) {
         match open {
-            Some((number, file)) if *number == segment => file.sync_data()?,
+            Some((number, file)) if *number == segment => fsync(file)?,
             _ => {
                 let file = File::open(segment::path(&extent.dir, segment))?;
-                file.sync_data()?;
+                fsync(&file)?;
                 *open = Some((segment, file));
             }
         }
@@ -82,8 +163,7 @@ fn sync_extent(extent: &Extent, open: &mut OpenSegment) -> io::Result<bool> {
     if written.segment > synced.segment {
         File::open(&extent.dir)?.sync_all()?; // the new files' names
     }
-    extent.set_synced(written);
-    Ok(true)
+    Ok(Some(written))
 }
 
 /// The end of a segment as far as it may be read.
