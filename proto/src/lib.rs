@@ -7,6 +7,7 @@
 //! | [`push`] | the stream between control plane and nodes, and resources in their stored form |
 //! | [`peer`] | what replicas say to each other |
 //! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
+//! | [`usage_log`] | the folder that stands in for Kafka |
 //! | [`spool`] | usage records on a node's disk |
 //! | [`identity`] | a member's certificate on disk |
 //! | [`private_file`] | files replaced whole, readable by their owner only |
@@ -21,3 +22,4 @@ pub mod private_file;
 pub mod push;
 pub mod spool;
 pub mod usage;
+pub mod usage_log;

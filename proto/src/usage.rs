@@ -193,11 +193,8 @@ impl UsageEvent {
     }
 }
 
-/// One line of the embedded usage log, which stands in for Kafka where there is none.
-///
-/// The log is a folder with one file per partition ([`log_file_name`]), only ever appended to; every line is this object as JSON
-/// and ends with `\n`. An offset is a byte count from the start of the file. Bytes after the last `\n` are a line that is still
-/// being written, or was cut by a crash: the writer removes them when it opens the log.
+/// One line of the embedded usage log, which stands in for Kafka where there is none ([`crate::usage_log`]): this object as JSON, and
+/// `\n`. Bytes after the last `\n` are a line that is still being written, or was cut by a crash.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LogLine<'a> {
     /// What Kafka would carry as headers.
@@ -207,7 +204,7 @@ pub struct LogLine<'a> {
     pub event: &'a serde_json::value::RawValue,
 }
 
-/// The file of a partition in the embedded usage log.
+/// The first file of a partition in the embedded usage log.
 pub fn log_file_name(partition: i32) -> String {
     format!("usage-{partition:05}.jsonl")
 }

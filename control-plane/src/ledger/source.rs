@@ -7,8 +7,8 @@ use futures::future::BoxFuture;
 
 use super::rollup::Record;
 
-/// Records per read.
-pub const RECORDS_MAX: usize = 1000;
+/// Records per read: about ten megabytes, and enough for the log's fsync not to be what limits the ledger.
+pub const RECORDS_MAX: usize = 5_000;
 /// How long a read waits for more records once it has one, and at most without any.
 pub const WAIT: Duration = Duration::from_millis(200);
 
@@ -49,6 +49,12 @@ pub trait UsageSource: Send {
 
     /// The next records of any partitions, in order within each: at most [`RECORDS_MAX`], after at most about [`WAIT`].
     fn read(&mut self) -> BoxFuture<'_, Result<Vec<Record>, SourceFault>>;
+
+    /// Everything before these offsets is counted for good: a source that keeps the log itself may forget what it need not keep.
+    fn release<'a>(&'a mut self, counted: &'a BTreeMap<i32, i64>) -> BoxFuture<'a, Result<(), SourceFault>> {
+        let _ = counted;
+        Box::pin(async { Ok(()) })
+    }
 
     /// How far each partition's end is beyond what was read: events on Kafka, bytes in the embedded log.
     fn lag(&mut self) -> BoxFuture<'_, Result<BTreeMap<i32, i64>, SourceFault>>;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tollway_proto::usage::{LogLine, UsageEvent};
+use tollway_proto::usage_log::LogSegment;
 
 use super::quickstart::Quickstart;
 use crate::client::Client;
@@ -34,7 +35,7 @@ pub(crate) struct Recorded {
     pub(crate) file: PathBuf,
     /// The byte at which its line starts.
     pub(crate) offset: u64,
-    /// The byte after its line.
+    /// The offset after its line, counted from the start of its partition as the ledger does.
     pub(crate) end: u64,
     /// The event.
     pub(crate) event: UsageEvent,
@@ -185,6 +186,8 @@ fn search(file: &Path, from: u64, request: &str) -> anyhow::Result<Option<Record
     log.seek(SeekFrom::Start(from))?;
     let mut bytes = Vec::new();
     log.read_to_end(&mut bytes)?;
+    let name = file.file_name().and_then(|name| name.to_str());
+    let base = name.and_then(LogSegment::parse).map_or(0, |segment| segment.base);
     let mut offset = from;
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let end = offset + line.len() as u64;
@@ -198,7 +201,7 @@ fn search(file: &Path, from: u64, request: &str) -> anyhow::Result<Option<Record
                 return Ok(Some(Recorded {
                     file: file.to_owned(),
                     offset,
-                    end,
+                    end: base + end,
                     event,
                 }));
             }
