@@ -158,13 +158,10 @@ pub(crate) async fn consume(world: Arc<World>, number: u32) {
                 let to = ends[partition].min(from + rng.random_range(1..=STRETCH_MAX));
                 let records = world.usage.records(*partition, from, to);
                 let seen = |writer| {
-                    state
-                        .usage_writers
-                        .get(&(*partition, writer))
-                        .copied()
-                        .unwrap_or(0)
+                    let mark = state.usage_writers.get(&(*partition, writer));
+                    mark.map(|mark| mark.sequence)
                 };
-                rollup::fold(*partition, from, &records, seen).0
+                rollup::fold(*partition, from, &records, state.now, seen).0
             }
             _ => match remembered.choose(&mut rng) {
                 Some(old) => old.clone(),

@@ -8,6 +8,7 @@ use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Text;
 use tollway_proto::admin::usage::{Freshness, Usage, UsageDimension, UsageRow, added};
 use tollway_proto::command::{UsageCell, UsageSums};
+use tollway_shared::ids::{ApiKeyId, OrganizationId};
 use tollway_shared::time::Day;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -15,7 +16,10 @@ use utoipa_axum::routes;
 use super::Api;
 use super::exchange::{Answer, Params, Read, Window, wrong_param};
 use super::fault::Fault;
-use crate::state::State;
+use crate::state::{State, usage};
+
+/// Most sums that one query reads: they are in memory, and this is some tenths of a second.
+const CELLS_READ_MAX: usize = 200_000;
 
 /// The wanted cells.
 #[derive(Debug, Default)]
@@ -54,7 +58,49 @@ impl Filter {
             && self
                 .equal
                 .iter()
-                .all(|(dimension, wanted)| value(cell, *dimension).as_deref() == Some(wanted))
+                .all(|(dimension, wanted)| is(cell, *dimension, wanted))
+    }
+
+    /// The organization that everything wanted belongs to, where that is certain. Teams and projects may have been made anew
+    /// elsewhere under the same id.
+    fn organization(&self, state: &State) -> Option<OrganizationId> {
+        self.equal.iter().find_map(|(dimension, wanted)| match dimension {
+            UsageDimension::Organization => OrganizationId::parse(wanted).ok(),
+            UsageDimension::Key => {
+                let key = state.keys.get(&ApiKeyId::parse(wanted).ok()?)?;
+                let project = state.projects.get(&key.value.project)?;
+                Some(project.value.organization.clone())
+            }
+            _ => None,
+        })
+    }
+
+    /// The wanted days.
+    fn days(&self) -> (Day, Day) {
+        let day = self
+            .equal
+            .iter()
+            .find(|(dimension, _)| *dimension == UsageDimension::Day);
+        let day = day.and_then(|(_, text)| Day::parse(text));
+        let from = self.from.max(day).unwrap_or(Day(i32::MIN));
+        let to = [self.to, day].into_iter().flatten().min();
+        (from, to.unwrap_or(Day(i32::MAX)))
+    }
+}
+
+fn is(cell: &UsageCell, dimension: UsageDimension, wanted: &str) -> bool {
+    match dimension {
+        UsageDimension::Organization => cell.path.organization.as_str() == wanted,
+        UsageDimension::Team => cell
+            .path
+            .team
+            .as_ref()
+            .is_some_and(|team| team.as_str() == wanted),
+        UsageDimension::Project => cell.path.project.as_str() == wanted,
+        UsageDimension::Key => cell.path.key.as_str() == wanted,
+        UsageDimension::Model => cell.model.as_str() == wanted,
+        UsageDimension::Provider => cell.provider.as_str() == wanted,
+        UsageDimension::Day => cell.day.to_string() == wanted,
     }
 }
 
@@ -73,21 +119,39 @@ fn value(cell: &UsageCell, dimension: UsageDimension) -> Option<String> {
 
 type Group = Vec<Option<String>>;
 
-/// Sums of the wanted cells by group, and over all of them. `None` beyond the range of money.
+/// Why there is no answer.
+#[derive(Debug, PartialEq, Eq)]
+enum TooMuch {
+    /// More sums than one query may read.
+    Cells,
+    /// A sum beyond the range of money.
+    Money,
+}
+
+/// Sums of the wanted cells by group, and over all of them. Reads the wanted days of the wanted organization and nothing else.
 fn grouped(
     state: &State,
     filter: &Filter,
     by: &[UsageDimension],
-) -> Option<(BTreeMap<Group, UsageSums>, UsageSums)> {
+    cells_max: usize,
+) -> Result<(BTreeMap<Group, UsageSums>, UsageSums), TooMuch> {
     let mut groups: BTreeMap<Group, UsageSums> = BTreeMap::new();
     let mut total = UsageSums::default();
-    for (cell, sums) in state.usage.iter().filter(|(cell, _)| filter.wants(cell)) {
+    let (from, to) = filter.days();
+    let organization = filter.organization(state);
+    for (read, (cell, sums)) in usage::cells(state, from, to, organization.as_ref()).enumerate() {
+        if read >= cells_max {
+            return Err(TooMuch::Cells);
+        }
+        if !filter.wants(cell) {
+            continue;
+        }
         let group = by.iter().map(|dimension| value(cell, *dimension)).collect();
         let entry = groups.entry(group).or_default();
-        *entry = added(entry, sums)?;
-        total = added(&total, sums)?;
+        *entry = added(entry, sums).ok_or(TooMuch::Money)?;
+        total = added(&total, sums).ok_or(TooMuch::Money)?;
     }
-    Some((groups, total))
+    Ok((groups, total))
 }
 
 fn take_dimensions(params: &mut Params) -> Result<Vec<UsageDimension>, Fault> {
@@ -177,7 +241,8 @@ fn cut(
     ))
 }
 
-/// Sums usage. Without `group_by`, one row. `freshness` says how far each partition of the usage log has been counted.
+/// Sums usage of the last 400 days. Without `group_by`, one row. A query that would read more than 200,000 sums (one is a day,
+/// key, model and provider) is refused: name fewer days, or an organization. `freshness` says how far each partition of the usage log has been counted.
 #[utoipa::path(get, path = "/usage", tag = "usage",
     params(
         ("group_by" = Option<String>, Query,
@@ -194,13 +259,18 @@ async fn get_usage(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answ
     let by = take_dimensions(&mut read.params)?;
     let filter = Filter::take(&mut read.params)?;
     let seen = read.seen(&api).await?;
-    let range = || {
-        Fault::new(
+    let (groups, total) = grouped(&seen.state, &filter, &by, CELLS_READ_MAX).map_err(|fault| match fault {
+        TooMuch::Cells => wrong_param(
+            "from",
+            format!(
+                "the days from `from` to `to` have more than {CELLS_READ_MAX} sums; ask for fewer days, or for one `organization`"
+            ),
+        ),
+        TooMuch::Money => Fault::new(
             ProblemCode::Internal,
             "a sum is beyond the range of money; ask for fewer days at once",
-        )
-    };
-    let (groups, total) = grouped(&seen.state, &filter, &by).ok_or_else(range)?;
+        ),
+    })?;
     let (data, next) = cut(&groups, &by, &window)?;
     let body = Usage {
         data,
@@ -239,10 +309,66 @@ mod tests {
         samples::run(&mut state, Command::RecordSpend(samples::spend(0, 10, 7)));
         samples::run(&mut state, Command::RecordSpend(samples::spend(10, 20, 5)));
         for dimension in UsageDimension::ALL {
-            let (groups, total) = grouped(&state, &Filter::default(), &[dimension]).unwrap();
+            let (groups, total) = grouped(&state, &Filter::default(), &[dimension], 1).unwrap();
             assert_eq!(groups.len(), 1, "{dimension:?}");
             assert_eq!(total.cost, NanoUsd(12));
             assert_eq!(groups.values().next().unwrap(), &total);
+        }
+    }
+
+    /// Five days with three organizations of four keys each.
+    fn many() -> State {
+        let mut state = samples::catalog();
+        let mut stretch = samples::spend(0, 10, 7);
+        let (first, sums) = stretch.sums.remove(0);
+        for (day, organization, key) in (0..60).map(|n| (n / 12, n / 4 % 3, n % 4)) {
+            let mut cell = first.clone();
+            cell.day = Day(first.day.0 - day);
+            cell.path.organization = OrganizationId::trusted(format!("o{organization}"));
+            cell.path.key = ApiKeyId::trusted(format!("k{key}"));
+            stretch.sums.push((cell, sums));
+        }
+        samples::run(&mut state, Command::RecordSpend(stretch));
+        state
+    }
+
+    #[test]
+    fn a_query_reads_the_wanted_days_of_the_wanted_organization_and_nothing_else() {
+        let state = many();
+        let today = samples::NOON.day();
+        let equal = |dimension, value: &str| vec![(dimension, value.to_owned())];
+        let days = |from, to| (Some(Day(today.0 - from)), Some(Day(today.0 - to)));
+        let filter = |(from, to), equal| Filter { from, to, equal };
+        for (wanted, reads, requests) in [
+            (Filter::default(), 60, 60),
+            (filter(days(1, 0), vec![]), 24, 24),
+            (
+                filter(days(1, 1), equal(UsageDimension::Organization, "o1")),
+                4,
+                4,
+            ),
+            (
+                filter((None, None), equal(UsageDimension::Organization, "o2")),
+                20,
+                20,
+            ),
+            (filter(days(2, 0), equal(UsageDimension::Key, "k3")), 36, 9),
+            (
+                filter((None, None), equal(UsageDimension::Day, &today.to_string())),
+                12,
+                12,
+            ),
+            (filter(days(9, 8), vec![]), 0, 0),
+        ] {
+            let (_, total) = grouped(&state, &wanted, &[], reads).unwrap();
+            assert_eq!(total.requests, requests, "{wanted:?}");
+            if reads > 0 {
+                assert_eq!(
+                    grouped(&state, &wanted, &[], reads - 1),
+                    Err(TooMuch::Cells),
+                    "{wanted:?}"
+                );
+            }
         }
     }
 

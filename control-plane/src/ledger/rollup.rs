@@ -3,13 +3,24 @@
 //! Counts each event once: sequences are dense per writer and partition, so one number per writer tells a repeat from news, and a
 //! jump is lost data. The charge is recomputed from counts and prices with the one price function; that is what is recorded, and
 //! an event that says something else is reported. A record that cannot be read is skipped visibly, never silently.
+//!
+//! Marks of writers do not live for ever ([`WRITER_KEPT_MS`]). An event that is nearly as old as that, of a writer without a mark, may
+//! be a repeat whose mark is gone: it is reported and not counted, so that nothing is ever billed twice.
 
 use std::collections::BTreeMap;
 
 use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
 use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_shared::ids::WriterId;
+use tollway_shared::time::{DAY_MS, UnixMillis};
 
+use crate::state::usage::WRITER_KEPT_MS;
+
+/// An event of a writer without a mark is not counted once it ended this long ago: a day less than marks are kept, for clocks that
+/// are not quite right.
+pub const LATE_MS: i64 = WRITER_KEPT_MS - DAY_MS;
+/// Most cells of one stretch: with the longest ids that is well below the largest command of the log.
+const CELLS_MAX: usize = 2_000;
 /// Problems described per stretch; the rest are only counted.
 const NOTES_MAX: usize = 8;
 
@@ -37,6 +48,8 @@ pub struct Report {
     pub gaps: u64,
     /// Events whose charge is not counts × prices.
     pub mismatches: u64,
+    /// Events too old to tell from repeats: not counted.
+    pub late: u64,
     /// Records that are no events: skipped.
     pub malformed: u64,
     /// The first few problems, for the log.
@@ -54,19 +67,24 @@ impl Report {
 /// Folds `records`, which lie in `partition` at or after `from`, in order.
 ///
 /// - `from`: the offset that the state has reached.
-/// - `seen`: the highest sequence counted for a writer in this partition, at `from`; 0 for a new one.
-/// - Returns the command, whose `to` is the offset after the last record, and what was found on the way.
+/// - `now`: the state's time.
+/// - `seen`: the highest sequence counted for a writer in this partition, at `from`; `None` for one that is not known.
+/// - Returns the command, whose `to` is the offset after the last record it covers (all of them, unless they have very many cells), and what was found on the way.
 pub fn fold(
     partition: i32,
     from: i64,
     records: &[Record],
-    seen: impl Fn(WriterId) -> u64,
+    now: UnixMillis,
+    seen: impl Fn(WriterId) -> Option<u64>,
 ) -> (RecordSpend, Report) {
     let mut report = Report::default();
     let mut sums: BTreeMap<UsageCell, UsageSums> = BTreeMap::new();
     let mut writers: BTreeMap<WriterId, u64> = BTreeMap::new();
     let mut to = from;
     for record in records.iter().filter(|record| record.offset >= from) {
+        if sums.len() >= CELLS_MAX {
+            break;
+        }
         to = to.max(record.next);
         let event = match read(record, partition) {
             Ok(event) => event,
@@ -76,7 +94,16 @@ pub fn fold(
                 continue;
             }
         };
-        let highest = writers.entry(event.writer).or_insert_with(|| seen(event.writer));
+        let known = writers.get(&event.writer).copied().or_else(|| seen(event.writer));
+        if known.is_none() && event.finished_at.0.plus_ms(LATE_MS) < now {
+            report.late += 1;
+            report.note(
+                record.offset,
+                &format!("event {} is too old to be told from a repeat", event.id),
+            );
+            continue;
+        }
+        let highest = writers.entry(event.writer).or_insert(known.unwrap_or_default());
         if event.sequence <= *highest {
             report.duplicates += 1;
             continue;
@@ -86,7 +113,11 @@ pub fn fold(
             report.gaps = report.gaps.saturating_add(missing);
             report.note(
                 record.offset,
-                &format!("{missing} events of writer {} are missing", event.writer),
+                &format!(
+                    "{missing} events of writer {} are missing, unless it was silent for {} days",
+                    event.writer,
+                    WRITER_KEPT_MS / DAY_MS
+                ),
             );
         }
         *highest = event.sequence;
@@ -169,6 +200,8 @@ mod tests {
     use super::super::sample;
     use super::*;
 
+    const NOW: UnixMillis = UnixMillis(0);
+
     fn record(offset: i64, event: &UsageEvent) -> Record {
         Record {
             partition: 3,
@@ -194,7 +227,7 @@ mod tests {
             record(7, &good),
             record(8, &negative),
         ];
-        let (spend, report) = fold(3, 5, &records, |_| 0);
+        let (spend, report) = fold(3, 5, &records, NOW, |_| None);
         assert_eq!((spend.from, spend.to), (5, 9));
         assert_eq!((report.events, report.malformed), (1, 3));
         assert_eq!(report.notes.len(), 3);
@@ -206,7 +239,7 @@ mod tests {
         let mut event = sample::event(1, 1);
         let right = event.charge.total;
         event.charge.total = NanoUsd(1);
-        let (spend, report) = fold(3, 0, &[record(0, &event)], |_| 0);
+        let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
         assert_eq!(report.mismatches, 1);
         assert_eq!(spend.sums[0].1.cost, right);
     }
@@ -217,7 +250,7 @@ mod tests {
         event.prices.request = Some(NanoUsd(5));
         (event.tokens, event.charge) = Default::default();
         event.usage_source = UsageSource::None;
-        let (spend, report) = fold(3, 0, &[record(0, &event)], |_| 0);
+        let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
         assert_eq!((report.events, report.mismatches), (1, 0));
         assert_eq!(spend.sums[0].1.cost, NanoUsd::ZERO);
     }
@@ -225,8 +258,25 @@ mod tests {
     #[test]
     fn a_jump_in_sequences_is_counted_as_lost_events() {
         let records = [record(0, &sample::event(1, 5)), record(1, &sample::event(1, 9))];
-        let (_, report) = fold(3, 0, &records, |_| 3);
+        let (_, report) = fold(3, 0, &records, NOW, |_| Some(3));
         assert_eq!((report.events, report.gaps), (2, 4));
+    }
+
+    #[test]
+    fn an_event_so_old_that_its_mark_may_be_gone_is_reported_and_not_counted() {
+        let event = sample::event(1, 7);
+        let ended = event.finished_at.0;
+        let records = [record(0, &event)];
+        for (after, seen, counted, late) in [
+            (LATE_MS, None, 1, 0),
+            (LATE_MS + 1, None, 0, 1),
+            (LATE_MS + 1, Some(6), 1, 0), // its mark is there: no repeat
+        ] {
+            let (spend, report) = fold(3, 0, &records, ended.plus_ms(after), |_| seen);
+            assert_eq!((report.events, report.late), (counted, late), "{after} {seen:?}");
+            assert_eq!(spend.to, 1, "read, whatever it is");
+            assert_eq!(spend.writers.len() as u64, counted);
+        }
     }
 
     proptest! {
@@ -274,7 +324,7 @@ mod tests {
             while at < records.len() {
                 let end = (at + cut.next().unwrap()).min(records.len());
                 let start = if *replay.next().unwrap() { at.saturating_sub(4) } else { at };
-                let (spend, report) = fold(3, offset, &records[start..end], |writer| seen.get(&writer).copied().unwrap_or(0));
+                let (spend, report) = fold(3, offset, &records[start..end], NOW, |writer| seen.get(&writer).copied());
                 prop_assert_eq!((report.gaps, report.malformed, report.mismatches), (0, 0, 0));
                 prop_assert_eq!(spend.from, offset);
                 for (cell, sums) in &spend.sums {

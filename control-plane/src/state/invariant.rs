@@ -33,6 +33,9 @@ pub fn dangling(state: &State) -> Option<String> {
             return Some(format!("endpoint `{}` refers to nothing", endpoint.id));
         }
     }
+    if state.budget_scopes != super::spend::index(state) {
+        return Some("the budgets by scope are not the budgets".into());
+    }
     for kept in state.prices.values() {
         if !state.endpoints.contains_key(&kept.value.endpoint) {
             return Some(format!("price `{}` refers to nothing", kept.value.id));

@@ -8,6 +8,7 @@
 //! | [`catalog`] | providers, credentials, models, endpoints, prices, notices |
 //! | [`tenant`] | organizations, teams, projects, API keys |
 //! | [`spend`] | budgets and recorded usage |
+//! | [`usage`] | how recorded usage is read, and when it is forgotten |
 //! | [`member`] | the cluster itself: admins, join tokens, nodes |
 //! | [`audit`], [`idempotency`] | what every write leaves behind |
 //! | [`view`] | state → the resources that nodes see |
@@ -20,6 +21,7 @@ pub mod invariant;
 pub mod member;
 pub mod spend;
 pub mod tenant;
+pub mod usage;
 pub mod view;
 
 use imbl::{OrdMap, Vector};
@@ -40,7 +42,7 @@ use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::tenant::{ApiKey, Organization, Project, Team};
-use tollway_shared::time::UnixMillis;
+use tollway_shared::time::{Day, UnixMillis};
 
 /// The newest behaviour of [`apply`] that this binary knows. A log that asks for a newer one stops the replica.
 pub const VERSION: u32 = 1;
@@ -102,6 +104,9 @@ pub struct State {
     pub keys: OrdMap<ApiKeyId, Kept<ApiKey>>,
     /// Budgets.
     pub budgets: OrdMap<BudgetId, Kept<Budget>>,
+    /// Budgets by what they limit. Follows from `budgets`, so it is not stored.
+    #[serde(skip)]
+    pub budget_scopes: spend::ScopeIndex,
     /// Recorded spend per budget and start of its window.
     pub budget_spend: OrdMap<(BudgetId, UnixMillis), NanoUsd>,
     /// Admins.
@@ -112,12 +117,14 @@ pub struct State {
     pub nodes: OrdMap<NodeId, NodeRecord>,
     /// The last replica id that was handed out. Ids are never reused.
     pub last_replica: u64,
-    /// Usage by day, tenant path, model and provider.
+    /// Usage by day, tenant path, model and provider, of the last [`usage::DAYS_KEPT`] days.
     pub usage: OrdMap<UsageCell, UsageSums>,
     /// The next offset to read, per partition of the usage log.
     pub usage_offsets: OrdMap<i32, i64>,
-    /// The highest sequence counted, per partition and writer.
-    pub usage_writers: OrdMap<(i32, WriterId), u64>,
+    /// How far each writer has been counted, per partition; kept for [`usage::WRITER_KEPT_MS`].
+    pub usage_writers: OrdMap<(i32, WriterId), usage::WriterMark>,
+    /// The last day on which old usage was forgotten.
+    pub usage_tidied: Day,
     /// Answers of idempotent writes of the last 24 hours.
     pub idempotency: idempotency::Answers,
     /// The audit trail's newest records.
@@ -142,7 +149,8 @@ impl State {
 
     /// Reads the stored form.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecFault> {
-        let StoredState::V1(state) = codec::decode(Kind::Checkpoint, bytes)?;
+        let StoredState::V1(mut state) = codec::decode(Kind::Checkpoint, bytes)?;
+        state.budget_scopes = spend::index(&state);
         Ok(state)
     }
 }
@@ -376,6 +384,8 @@ fn must_be_unused(user: Option<String>, noun: &str) -> Result<(), Refusal> {
     }
 }
 
+#[cfg(test)]
+mod measure;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

@@ -20,8 +20,13 @@ pub(crate) const NOON: UnixMillis = UnixMillis(1_795_348_800_000);
 
 /// Applies one command at the next index, as `root` at [`NOON`].
 pub(crate) fn run(state: &mut State, command: Command) -> Outcome {
+    run_at(state, NOON, command)
+}
+
+/// The same at another time.
+pub(crate) fn run_at(state: &mut State, at: UnixMillis, command: Command) -> Outcome {
     let entry = Entry {
-        at: NOON,
+        at,
         actor: "root".into(),
         idempotency: None,
         if_revision: None,

@@ -1,19 +1,31 @@
 //! Commands on budgets, and usage folded from the usage log.
 
+use imbl::OrdSet;
 use tollway_proto::command::{RecordSpend, Refusal, RefusalCode, UsageCell, UsageSums};
 use tollway_shared::budget::{Budget, BudgetScope};
-use tollway_shared::ids::BudgetId;
+use tollway_shared::ids::{BudgetId, OrganizationId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::snapshot::ResourceKind;
-use tollway_shared::time::{DAY_MS, UnixMillis};
+use tollway_shared::tenant::TenantPath;
+use tollway_shared::time::{Day, UnixMillis};
 
-use super::view::{self, key};
+use super::usage::{self, WriterMark};
+use super::view::key;
 use super::{State, Step, must_exist, refuse};
 
-/// Spend of a budget's windows is kept until its first instant is this old.
-const WINDOW_KEPT_MS: i64 = 70 * DAY_MS;
+/// Which budgets limit a scope. Made from the budgets; not stored.
+pub type ScopeIndex = OrdSet<(BudgetScope, BudgetId)>;
 
-/// A new or changed budget counts what its current window has recorded already.
+/// The index of all budgets.
+pub(super) fn index(state: &State) -> ScopeIndex {
+    let budgets = state.budgets.values().map(|kept| &kept.value);
+    budgets
+        .map(|budget| (budget.scope.clone(), budget.id.clone()))
+        .collect()
+}
+
+/// A new budget, or one with another scope or period, counts what its current window has recorded already: as far back as sums
+/// are kept. One that differs in its limit alone keeps what it has counted.
 pub(super) fn put_budget(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), Refusal> {
     let there = match &budget.scope {
         BudgetScope::Organization(id) => state.organizations.contains_key(id),
@@ -25,25 +37,56 @@ pub(super) fn put_budget(state: &mut State, step: &mut Step<'_>, budget: &Budget
     if budget.limit <= NanoUsd::ZERO {
         return Err(refuse(RefusalCode::Invalid, "limit", "must be above zero"));
     }
+    let before = state.budgets.get(&budget.id).map(|kept| kept.value.clone());
     step.put(&mut state.budgets, budget.id.clone(), budget.clone())?;
-    forget_spend(state, &budget.id);
-    let (start, _) = budget.period.window(state.now);
-    let mut spent = NanoUsd::ZERO;
-    for (cell, sums) in &state.usage {
-        if budget.scope.covers(&cell.path) && budget.period.window(cell.day.start()).0 == start {
-            spent = sum(spent, sums.cost)?;
-        }
+    if let Some(before) = &before {
+        state
+            .budget_scopes
+            .remove(&(before.scope.clone(), before.id.clone()));
     }
-    state.budget_spend.insert((budget.id.clone(), start), spent);
+    state
+        .budget_scopes
+        .insert((budget.scope.clone(), budget.id.clone()));
+    if before.is_none_or(|before| before.scope != budget.scope || before.period != budget.period) {
+        forget_spend(state, &budget.id);
+        let (start, spent) = spent_so_far(state, budget)?;
+        state.budget_spend.insert((budget.id.clone(), start), spent);
+    }
     step.changed.push(key(ResourceKind::Budget, budget.id.text()));
     Ok(())
 }
 
 pub(super) fn remove_budget(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> Result<(), Refusal> {
-    step.take(&mut state.budgets, id, "budget")?;
+    let budget = step.take(&mut state.budgets, id, "budget")?;
+    state.budget_scopes.remove(&(budget.scope, budget.id));
     forget_spend(state, id);
     step.changed.push(key(ResourceKind::Budget, id.text()));
     Ok(())
+}
+
+/// The start of a budget's window, and the spend recorded in it.
+fn spent_so_far(state: &State, budget: &Budget) -> Result<(UnixMillis, NanoUsd), Refusal> {
+    let (start, end) = budget.period.window(state.now);
+    let last = end.map_or(Day(i32::MAX), |end| end.plus_ms(-1).day());
+    let organization = organization_of(state, &budget.scope);
+    let mut spent = NanoUsd::ZERO;
+    for (cell, sums) in usage::cells(state, start.day(), last, organization) {
+        if budget.scope.covers(&cell.path) {
+            spent = sum(spent, sums.cost)?;
+        }
+    }
+    Ok((start, spent))
+}
+
+/// Where a scope belongs, as far as it still exists.
+fn organization_of<'a>(state: &'a State, scope: &'a BudgetScope) -> Option<&'a OrganizationId> {
+    let project = match scope {
+        BudgetScope::Organization(id) => return Some(id),
+        BudgetScope::Team(id) => return state.teams.get(id).map(|kept| &kept.value.organization),
+        BudgetScope::Project(id) => id,
+        BudgetScope::Key(id) => &state.keys.get(id)?.value.project,
+    };
+    state.projects.get(project).map(|kept| &kept.value.organization)
 }
 
 /// Offset and sums change together or not at all: a stretch that was counted before has another `from` and is refused.
@@ -61,60 +104,87 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
         *entry = added(entry, sums)?;
         charge_budgets(state, step, cell, sums.cost)?;
     }
+    let at = state.now;
     for (writer, sequence) in &stretch.writers {
-        let highest = state
+        let mark = state
             .usage_writers
             .entry((stretch.partition, *writer))
             .or_default();
-        *highest = (*highest).max(*sequence);
+        *mark = WriterMark {
+            sequence: mark.sequence.max(*sequence),
+            at,
+        };
     }
     state.usage_offsets.insert(stretch.partition, stretch.to);
+    usage::forget_old(state, step);
     Ok(())
 }
 
+/// Charges every budget on the cell's tenant path: a look-up per level, however many budgets there are.
 fn charge_budgets(
     state: &mut State,
     step: &mut Step<'_>,
     cell: &UsageCell,
     cost: NanoUsd,
 ) -> Result<(), Refusal> {
-    let covering: Vec<Budget> = state
-        .budgets
-        .values()
-        .filter(|kept| kept.value.scope.covers(&cell.path))
-        .map(|kept| kept.value.clone())
-        .collect();
-    for budget in covering {
-        let before = view::budget(state, &budget).exhausted_window;
-        let (start, _) = budget.period.window(cell.day.start());
-        let spent = state.budget_spend.entry((budget.id.clone(), start)).or_default();
-        *spent = sum(*spent, cost)?;
-        if view::budget(state, &budget).exhausted_window != before {
-            step.changed.push(key(ResourceKind::Budget, budget.id.text()));
-        }
-        let oldest = UnixMillis(state.now.0 - WINDOW_KEPT_MS);
-        if budget.period != tollway_shared::time::Period::Lifetime {
-            let old: Vec<_> = windows(state, &budget.id)
-                .filter(|(start, _)| *start < oldest)
-                .map(|(start, _)| start)
-                .collect();
-            for start in old {
-                state.budget_spend.remove(&(budget.id.clone(), start));
+    if state.budget_scopes.is_empty() {
+        return Ok(());
+    }
+    // Persistent, so these are two pointers.
+    let (index, budgets) = (state.budget_scopes.clone(), state.budgets.clone());
+    for scope in scopes(&cell.path).into_iter().flatten() {
+        let of_scope = index.range((scope.clone(), BudgetId::trusted(""))..);
+        for (_, id) in of_scope.take_while(|(found, _)| *found == scope) {
+            if let Some(kept) = budgets.get(id) {
+                charge(state, step, &kept.value, cell.day, cost)?;
             }
         }
     }
     Ok(())
 }
 
+/// The scopes that cover a path, the widest first.
+fn scopes(path: &TenantPath) -> [Option<BudgetScope>; 4] {
+    [
+        Some(BudgetScope::Organization(path.organization.clone())),
+        path.team.clone().map(BudgetScope::Team),
+        Some(BudgetScope::Project(path.project.clone())),
+        Some(BudgetScope::Key(path.key.clone())),
+    ]
+}
+
+fn charge(
+    state: &mut State,
+    step: &mut Step<'_>,
+    budget: &Budget,
+    day: Day,
+    cost: NanoUsd,
+) -> Result<(), Refusal> {
+    let (start, _) = budget.period.window(day.start());
+    let spent = state.budget_spend.entry((budget.id.clone(), start)).or_default();
+    let before = *spent;
+    *spent = sum(before, cost)?;
+    let crossed = (before >= budget.limit) != (*spent >= budget.limit);
+    // Nodes see the newest window that is spent: an older one makes no difference to them.
+    if crossed && !windows_from(state, &budget.id, start.plus_ms(1)).any(|(_, spent)| spent >= budget.limit) {
+        step.changed.push(key(ResourceKind::Budget, budget.id.text()));
+    }
+    Ok(())
+}
+
 /// A budget's recorded windows, oldest first.
 pub fn windows<'a>(state: &'a State, id: &'a BudgetId) -> impl Iterator<Item = (UnixMillis, NanoUsd)> + 'a {
-    let (from, to) = (
-        (id.clone(), UnixMillis(i64::MIN)),
-        (id.clone(), UnixMillis(i64::MAX)),
-    );
+    windows_from(state, id, UnixMillis(i64::MIN))
+}
+
+fn windows_from<'a>(
+    state: &'a State,
+    id: &'a BudgetId,
+    from: UnixMillis,
+) -> impl Iterator<Item = (UnixMillis, NanoUsd)> + 'a {
     state
         .budget_spend
-        .range(from..=to)
+        .range((id.clone(), from)..=(id.clone(), UnixMillis(i64::MAX)))
         .map(|((_, start), spent)| (*start, *spent))
 }
 
@@ -144,9 +214,10 @@ fn sum(a: NanoUsd, b: NanoUsd) -> Result<NanoUsd, Refusal> {
 #[cfg(test)]
 mod tests {
     use tollway_proto::command::{Command, Outcome};
+    use tollway_shared::ids::{ApiKeyId, ProjectId};
 
     use super::*;
-    use crate::state::samples;
+    use crate::state::{samples, view};
 
     #[test]
     fn a_stretch_that_comes_twice_is_counted_once() {
@@ -163,6 +234,51 @@ mod tests {
         ));
         assert_eq!(state.usage, after);
         assert_eq!(state.usage_offsets.get(&0), Some(&10));
+    }
+
+    #[test]
+    fn only_the_budgets_of_the_path_are_charged() {
+        let mut state = samples::catalog();
+        let scopes = [
+            ("org", BudgetScope::Organization(OrganizationId::trusted("o"))),
+            ("project", BudgetScope::Project(ProjectId::trusted("j"))),
+            ("key", BudgetScope::Key(ApiKeyId::trusted("k"))),
+            ("other", BudgetScope::Key(ApiKeyId::trusted("k2"))),
+        ];
+        samples::run(&mut state, Command::CreateKey(samples::api_key("k2", 2)));
+        for (id, scope) in scopes {
+            let budget = Budget {
+                id: BudgetId::trusted(id),
+                scope,
+                ..samples::budget(100)
+            };
+            assert!(matches!(
+                samples::run(&mut state, Command::PutBudget(budget)),
+                Outcome::Done(_)
+            ));
+        }
+        samples::run(&mut state, Command::RecordSpend(samples::spend(0, 10, 11)));
+        let spent = |state: &State, id: &str| {
+            windows(state, &BudgetId::trusted(id))
+                .map(|(_, spent)| spent.0)
+                .sum::<i64>()
+        };
+        for (id, expected) in [("org", 11), ("project", 11), ("key", 11), ("other", 0)] {
+            assert_eq!(spent(&state, id), expected, "{id}");
+        }
+        // One that moves to another scope counts what was recorded there, and no longer what comes where it was.
+        let moved = Budget {
+            id: BudgetId::trusted("other"),
+            ..samples::budget(100)
+        };
+        samples::run(&mut state, Command::PutBudget(moved));
+        assert_eq!(spent(&state, "other"), 11);
+        samples::run(&mut state, Command::RemoveBudget(BudgetId::trusted("org")));
+        samples::run(&mut state, Command::RecordSpend(samples::spend(10, 20, 1)));
+        assert_eq!((spent(&state, "other"), spent(&state, "org")), (12, 0));
+        let again = State::decode(&state.encode()).unwrap();
+        assert_eq!(again, state, "the index is made anew");
+        assert_eq!(crate::state::invariant::dangling(&again), None);
     }
 
     #[test]
