@@ -16,7 +16,8 @@ use tollway_proto::command::{Outcome, RecordSpend};
 use super::rollup::{self, Record, Report};
 use super::source::{SourceFault, UsageSource};
 use super::{
-    DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, MALFORMED_TOTAL, MISMATCHES_TOTAL,
+    DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, LATE_TOTAL, MALFORMED_TOTAL,
+    MISMATCHES_TOTAL,
 };
 use crate::state::State;
 
@@ -24,7 +25,7 @@ use crate::state::State;
 const LEADERSHIP_POLL: Duration = Duration::from_millis(100);
 /// Waits after a fault: doubling from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// How often the lag is measured.
+/// How often the lag is measured, and what is counted is released.
 const LAG_EVERY: Duration = Duration::from_secs(5);
 
 /// What the ledger needs of the replicated log.
@@ -80,26 +81,50 @@ async fn lead<L: SpendLog>(
         for record in records {
             partitions.entry(record.partition).or_default().push(record);
         }
-        for (partition, records) in partitions {
-            record(log, partition, &records).await?;
+        // At once: partitions do not depend on each other, and proposals that meet share an fsync of the log.
+        let stretches = partitions
+            .iter()
+            .map(|(partition, records)| record(log, *partition, records));
+        if !futures::future::try_join_all(stretches).await?.is_empty() {
             *backoff = BACKOFF.0;
         }
         if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
             measured = Some(Instant::now());
+            let counted: BTreeMap<i32, i64> =
+                log.state().usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
+            if let Err(fault) = source.release(&counted).await {
+                tracing::warn!(error = %fault, "counted usage events cannot be removed");
+            }
             match source.lag().await {
                 Ok(lags) => {
                     for (partition, lag) in lags {
                         gauge!(LAG, "partition" => partition.to_string()).set(lag as f64);
                     }
                 }
-                Err(fault) => tracing::debug!(error = %fault, "the ledger's lag is unknown for now"),
+                Err(fault) => tracing::debug!(error = %fault, "the ledger's lag cannot be measured"),
             }
         }
     }
     Ok(())
 }
 
+/// Records what was read of a partition, in as many stretches as it takes.
 async fn record<L: SpendLog>(log: &L, partition: i32, records: &[Record]) -> Result<(), SourceFault> {
+    let end = records.last().map_or(0, |record| record.next);
+    while let Some(to) = record_stretch(log, partition, records).await? {
+        if to >= end {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Records one stretch; returns where it ends, or `None` when all of `records` is counted already.
+async fn record_stretch<L: SpendLog>(
+    log: &L,
+    partition: i32,
+    records: &[Record],
+) -> Result<Option<i64>, SourceFault> {
     // Offset and sequences come from one state, so they belong together; the stretch is good for that state alone.
     let state = log.state();
     let from = state.usage_offsets.get(&partition).copied().unwrap_or(0);
@@ -109,20 +134,18 @@ async fn record<L: SpendLog>(log: &L, partition: i32, records: &[Record]) -> Res
         tracing::debug!(partition, first, from, "the state is ahead of the reader");
     }
     let seen = |writer| {
-        state
-            .usage_writers
-            .get(&(partition, writer))
-            .copied()
-            .unwrap_or(0)
+        let mark = state.usage_writers.get(&(partition, writer));
+        mark.map(|mark| mark.sequence)
     };
-    let (spend, report) = rollup::fold(partition, from, records, seen);
+    let (spend, report) = rollup::fold(partition, from, records, state.now, seen);
     if spend.to == from {
-        return Ok(());
+        return Ok(None);
     }
+    let to = spend.to;
     match log.propose(spend).await {
         Ok(Outcome::Done(_)) => {
             publish(partition, &report);
-            Ok(())
+            Ok(Some(to))
         }
         Ok(Outcome::Refused(refusal)) => Err(SourceFault::Other(format!("partition {partition}: {refusal}"))),
         Err(fault) => Err(SourceFault::Other(format!("partition {partition}: {fault}"))),
@@ -134,9 +157,17 @@ fn publish(partition: i32, report: &Report) {
     counter!(DUPLICATES_TOTAL).increment(report.duplicates);
     counter!(GAPS_TOTAL).increment(report.gaps);
     counter!(MISMATCHES_TOTAL).increment(report.mismatches);
+    counter!(LATE_TOTAL).increment(report.late);
     counter!(MALFORMED_TOTAL).increment(report.malformed);
     if report.gaps > 0 {
         tracing::error!(partition, gaps = report.gaps, "usage events are missing");
+    }
+    if report.late > 0 {
+        tracing::error!(
+            partition,
+            late = report.late,
+            "usage events came too late to be counted"
+        );
     }
     for note in &report.notes {
         tracing::warn!(partition, note, "a usage record is not as it should be");
@@ -153,8 +184,9 @@ mod tests {
     use tokio::sync::watch;
     use tollway_proto::command::Command;
     use tollway_proto::usage::log_file_name;
+    use tollway_proto::usage_log::{LogMark, MARK_FILE};
 
-    use super::super::file::FileSource;
+    use super::super::file::{FileSource, Retention};
     use super::super::sample;
     use super::*;
     use crate::state::samples;
@@ -236,7 +268,19 @@ mod tests {
             let event = serde_json::to_string(&sample::event(1, sequence)).unwrap();
             writeln!(file, "{{\"headers\":{{}},\"event\":{event}}}").unwrap();
         }
-        file.metadata().unwrap().len()
+        let end = file.metadata().unwrap().len();
+        let mark = serde_json::to_vec(&LogMark([(3, end)].into())).unwrap();
+        std::fs::write(dir.join("draft"), mark).unwrap();
+        std::fs::rename(dir.join("draft"), dir.join(MARK_FILE)).unwrap();
+        end
+    }
+
+    fn source(dir: &Path) -> Box<FileSource> {
+        let retention = Retention {
+            age: Duration::MAX,
+            bytes: u64::MAX,
+        };
+        Box::new(FileSource::new(dir.to_owned(), retention))
     }
 
     fn requests(state: &State) -> u64 {
@@ -249,7 +293,7 @@ mod tests {
         let log = Log::new(&[Fate::Dropped, Fate::Unanswered, Fate::Unanswered]);
         let first = append(dir.path(), 1..=2500);
         let stop = CancellationToken::new();
-        let source = Box::new(FileSource::new(dir.path().to_owned()));
+        let source = source(dir.path());
         let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
         assert_eq!(requests(&*log.reaches(3, first).await), 2500);
         let second = append(dir.path(), 2400..=2600); // a hundred and one again, then a hundred new ones
@@ -265,7 +309,7 @@ mod tests {
         let log = Log::new(&[]);
         log.leads.store(false, Ordering::Relaxed);
         let stop = CancellationToken::new();
-        let source = Box::new(FileSource::new(dir.path().to_owned()));
+        let source = source(dir.path());
         let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
         for _ in 0..100 {
             tokio::task::yield_now().await;

@@ -11,6 +11,8 @@ mod cluster;
 pub mod consume;
 pub mod file;
 pub mod kafka;
+#[cfg(test)]
+mod measure;
 pub mod rollup;
 #[cfg(test)]
 mod sample;
@@ -18,6 +20,7 @@ pub mod source;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +28,7 @@ use tollway_proto::usage::TOPIC;
 use tollway_shared::time::DAY_MS;
 
 use self::consume::SpendLog;
-use self::file::FileSource;
+use self::file::{FileSource, Retention};
 use self::kafka::{KafkaSource, KafkaTopic};
 use self::source::{SourceFault, UsageSource};
 
@@ -37,6 +40,8 @@ pub const DUPLICATES_TOTAL: &str = "tollway_ledger_duplicates_total";
 pub const GAPS_TOTAL: &str = "tollway_ledger_gaps_total";
 /// Counter of events whose charge is not counts × prices.
 pub const MISMATCHES_TOTAL: &str = "tollway_ledger_mismatches_total";
+/// Counter of events that came too late to be told from repeats, and were not counted: an alarm.
+pub const LATE_TOTAL: &str = "tollway_ledger_late_total";
 /// Counter of records that are no events and were skipped.
 pub const MALFORMED_TOTAL: &str = "tollway_ledger_malformed_total";
 /// Counter of faults after which the loop started again.
@@ -69,8 +74,10 @@ pub struct Settings {
     pub partitions: i32,
     /// Copies of each partition, when the topic is made.
     pub replication: i32,
-    /// How long events are kept, when the topic is made.
+    /// How long events are kept: by Kafka, when the topic is made, and in the embedded log once they are counted.
     pub retention_days: u32,
+    /// Most bytes of counted events that the embedded log keeps per partition.
+    pub retention_bytes: u64,
     /// Kafka brokers, `host:port` with commas.
     pub brokers: String,
     /// Folder of the embedded usage log; required with `source = "file"`.
@@ -87,6 +94,7 @@ impl Default for Settings {
             partitions: 6,
             replication: 3,
             retention_days: 30,
+            retention_bytes: 1 << 30,
             brokers: String::new(),
             dir: None,
             kafka: BTreeMap::new(),
@@ -115,7 +123,11 @@ pub fn open(settings: &Settings) -> Result<Option<Box<dyn UsageSource>>, Setting
         SourceKind::File => {
             let dir = settings.dir.clone();
             let dir = dir.ok_or_else(|| fault("dir", "is missing; `source = \"file\"` needs it"))?;
-            Ok(Some(Box::new(FileSource::new(dir))))
+            let retention = Retention {
+                age: Duration::from_secs(u64::from(settings.retention_days) * DAY_MS.unsigned_abs() / 1_000),
+                bytes: settings.retention_bytes,
+            };
+            Ok(Some(Box::new(FileSource::new(dir, retention))))
         }
         SourceKind::Kafka => {
             if settings.brokers.is_empty() {
