@@ -83,18 +83,7 @@ impl<'a> Scan<'a> {
     /// Moves on to the closing quote, and notes the text when it is a key.
     fn text(&mut self) -> Result<(), Fault> {
         let from = self.at + 1;
-        let bytes = self.text.as_bytes();
-        let (mut end, mut escaped) = (from, false);
-        while let Some(found) = bytes
-            .get(end..)
-            .and_then(|rest| memchr::memchr2(b'"', b'\\', rest))
-        {
-            end += found;
-            if bytes[end] == b'"' {
-                break;
-            }
-            (end, escaped) = (end + 2, true);
-        }
+        let end = self.text_end(from);
         self.at = end;
         let Some(Level::Object { key, key_next, .. }) = self.levels.last_mut() else {
             return Ok(());
@@ -103,7 +92,7 @@ impl<'a> Scan<'a> {
             return Ok(());
         }
         *key = self.text.get(from..end).unwrap_or_default();
-        let key = if escaped {
+        let key = if key.contains('\\') {
             Cow::Owned(self.unescaped(from..end)?)
         } else {
             Cow::Borrowed(*key)
@@ -113,6 +102,21 @@ impl<'a> Scan<'a> {
         } else {
             Err(Fault::DuplicateKey { field: self.path() })
         }
+    }
+
+    /// Where the text that begins at `from` has its closing quote. A quote after an odd number of backslashes is part of the text.
+    fn text_end(&self, from: usize) -> usize {
+        let bytes = self.text.as_bytes();
+        let mut searched = from;
+        while let Some(found) = bytes.get(searched..).and_then(|rest| memchr::memchr(b'"', rest)) {
+            let quote = searched + found;
+            let before = bytes[searched..quote].iter().rev();
+            if before.take_while(|byte| **byte == b'\\').count() % 2 == 0 {
+                return quote;
+            }
+            searched = quote + 1;
+        }
+        bytes.len()
     }
 
     /// Notes a key of the innermost object. False when it was there.

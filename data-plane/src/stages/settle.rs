@@ -140,6 +140,7 @@ mod tests {
                 (7, PLAUSIBLE_TOKENS_MAX),
             ),
             (7, PLAUSIBLE_TOKENS_MAX + 1, UsageSource::Estimated, (10, 6)),
+            (PLAUSIBLE_TOKENS_MAX + 1, 3, UsageSource::Estimated, (10, 6)),
             (u64::MAX, 3, UsageSource::Estimated, (10, 6)),
             (u64::MAX, u64::MAX, UsageSource::Estimated, (10, 6)),
         ] {
