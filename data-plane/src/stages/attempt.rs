@@ -1,4 +1,4 @@
-//! The failover loop, until the first byte: encode, send, classify, tell health, next.
+//! The failover loop, until the first token: encode, send, classify, tell health, next.
 //!
 //! The answer's headers are held until a whole answer is read or a stream has begun ([`opening`]), so that a provider that fails before
 //! its first token costs the caller nothing but time. After that there is no failover.

@@ -16,9 +16,9 @@ use crate::dialects::sse::{Frame, Parser};
 use crate::dialects::{Emit, Events, Tally};
 use crate::upstream::AnswerBody;
 
-/// Most events that are held; with one more the stream has begun, whatever they say.
+/// Most events that are held; with one more they are let go, whatever they say.
 const HELD_EVENTS_MAX: usize = 64;
-/// Most bytes of them.
+/// Most bytes of them, as the provider wrote them.
 const HELD_BYTES_MAX: usize = 64 << 10;
 
 /// What the caller is answered with.
@@ -39,6 +39,7 @@ pub struct Begun {
     pub events: Events,
     /// What the events so far became.
     pub first: Vec<Emit>,
+    held_bytes: usize,
 }
 
 impl Begun {
@@ -49,6 +50,7 @@ impl Begun {
             parser: Parser::default(),
             events: Events::passed_through(),
             first,
+            held_bytes: 0,
         }
     }
 
@@ -65,9 +67,13 @@ impl Begun {
                 self.first.push(Emit::Done);
                 return Ok(true);
             }
-            held @ (Emit::Pass(_) | Emit::Usage(..)) => self.first.push(held),
+            held @ (Emit::Pass(_) | Emit::Usage(..)) => {
+                self.first.push(held);
+                self.held_bytes += frame.raw.len();
+            }
         }
-        Ok(self.events.begun())
+        let full = self.first.len() > HELD_EVENTS_MAX || self.held_bytes > HELD_BYTES_MAX;
+        Ok(full || self.events.begun())
     }
 }
 
@@ -87,13 +93,11 @@ pub(super) async fn begun(
         parser: Parser::default(),
         events,
         first: Vec::new(),
+        held_bytes: 0,
     };
-    let mut held_bytes = 0;
     loop {
         while let Some(frame) = begun.parser.next_frame().map_err(|_| AttemptFault::Garbled)? {
-            held_bytes += frame.raw.len();
-            let full = begun.first.len() >= HELD_EVENTS_MAX || held_bytes > HELD_BYTES_MAX;
-            if begun.take(&frame, tally)? || (full && !begun.first.is_empty()) {
+            if begun.take(&frame, tally)? {
                 return Ok(begun);
             }
         }
@@ -151,4 +155,47 @@ pub(super) async fn whole(mut body: AnswerBody, max: usize, idle: Duration) -> R
         }
     }
     Ok(first.unwrap_or_else(|| rest.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many events are held when the stream counts as begun.
+    fn held(event: &str) -> Option<usize> {
+        let frame = Frame {
+            raw: Bytes::copy_from_slice(event.as_bytes()),
+            event: Bytes::new(),
+            data: Some(Bytes::copy_from_slice(event.as_bytes())),
+        };
+        let (mut begun, mut tally) = (Begun::finished(Vec::new()), Tally::default());
+        (0..1_000).find_map(|_| match begun.take(&frame, &mut tally) {
+            Ok(begins) => begins.then_some(begun.first.len()),
+            Err(_) => None,
+        })
+    }
+
+    #[test]
+    fn events_that_say_nothing_are_held_within_bounds() {
+        let chunk = |delta: &str| format!(r#"{{"choices":[{{"delta":{delta},"finish_reason":null}}]}}"#);
+        for speaks in [
+            r#"{"content":"a"}"#,
+            r#"{"refusal":"no"}"#,
+            r#"{"reasoning_content":"hm"}"#,
+            r#"{"role":"assistant","tool_calls":[{"index":0}]}"#,
+        ] {
+            assert_eq!(held(&chunk(speaks)), Some(1), "{speaks}");
+        }
+        let end = r#"{"choices":[{"delta":{},"finish_reason":"stop"}]}"#;
+        assert_eq!(held(end), Some(1));
+        for silent in [
+            r#"{"role":"assistant","content":"","refusal":null,"tool_calls":[]}"#,
+            "{}",
+            "null",
+        ] {
+            assert_eq!(held(&chunk(silent)), Some(HELD_EVENTS_MAX + 1), "{silent}");
+        }
+        let long = chunk(&format!(r#"{{"role":"{}"}}"#, "x".repeat(HELD_BYTES_MAX / 2)));
+        assert_eq!(held(&long), Some(2));
+    }
 }
