@@ -13,10 +13,21 @@ use crate::usage::UsageEvent;
 pub enum SpoolRecord {
     /// The first record of every segment.
     Header(SegmentHeader),
-    /// A request is about to reach a provider: its event as known so far, without a sequence.
+    /// A request is about to reach a provider: its event as known so far, without a sequence. Read, and no longer written.
     Intent(Box<UsageEvent>),
     /// A request has ended.
     Outcome(OutcomeRecord),
+    /// A request is about to reach a provider, and how much its answer may be: what is written in place of [`SpoolRecord::Intent`].
+    IntentV2(Box<IntentRecord>),
+}
+
+/// What is known of a request before it reaches a provider.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct IntentRecord {
+    /// Its event as known so far, without a sequence.
+    pub event: UsageEvent,
+    /// The most completion tokens that can be billed for it, where the caller or the endpoint set a cap.
+    pub completion_tokens_max: Option<u64>,
 }
 
 /// [`SpoolRecord`] by reference, so that a record on the request path is encoded without a copy of it. Same bytes.
@@ -28,6 +39,17 @@ pub enum SpoolRecordRef<'a> {
     Intent(&'a UsageEvent),
     /// [`SpoolRecord::Outcome`].
     Outcome(&'a OutcomeRecord),
+    /// [`SpoolRecord::IntentV2`].
+    IntentV2(IntentRecordRef<'a>),
+}
+
+/// [`IntentRecord`] by reference.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct IntentRecordRef<'a> {
+    /// Its event as known so far.
+    pub event: &'a UsageEvent,
+    /// The most completion tokens that can be billed for it.
+    pub completion_tokens_max: Option<u64>,
 }
 
 /// What a segment starts with, so that it can be read without the ones before it.
@@ -96,6 +118,16 @@ mod tests {
             (
                 SpoolRecordRef::Intent(&event),
                 SpoolRecord::Intent(Box::new(event.clone())),
+            ),
+            (
+                SpoolRecordRef::IntentV2(IntentRecordRef {
+                    event: &event,
+                    completion_tokens_max: Some(7),
+                }),
+                SpoolRecord::IntentV2(Box::new(IntentRecord {
+                    event: event.clone(),
+                    completion_tokens_max: Some(7),
+                })),
             ),
             (
                 SpoolRecordRef::Outcome(&outcome),

@@ -76,7 +76,8 @@ impl Record {
             None => {
                 let mut event = self.intent(candidate, caller, ask, revision);
                 event.attempts.append(&mut self.unsent);
-                self.plane.writer.intent(&event).map_err(|fault| {
+                let most = completion_tokens_max(candidate, ask);
+                self.plane.writer.intent(&event, most).map_err(|fault| {
                     tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
                     Fault::BillingUnavailable
                 })?;
@@ -258,6 +259,13 @@ impl Record {
             .into_uuid()
             .to_string()
     }
+}
+
+/// The most completion tokens that a request can be billed for, where anybody set a cap.
+fn completion_tokens_max(candidate: &Candidate, ask: &Ask) -> Option<u64> {
+    let asked = ask.output_tokens_max.map(u64::from);
+    let each = asked.or(candidate.endpoint.max_output_tokens.map(u64::from))?;
+    Some(each.saturating_mul(u64::from(ask.answers)))
 }
 
 impl Open {

@@ -38,7 +38,8 @@ fn what_a_failed_fsync_may_have_dropped_is_written_again_to_a_new_segment() {
         let mut bench = Bench::new(1 << 20, segment_bytes);
         let script = Script::default();
         let mut shipper = bench.shipper(&script);
-        let intent = |bench: &Bench, request: &str| bench.writer.intent(&sample::event(request, "acme"));
+        let intent =
+            |bench: &Bench, request: &str| bench.writer.intent(&sample::event(request, "acme"), None);
         let outcome = |bench: &Bench, request: &str| bench.writer.outcome(sample::event(request, "acme"));
         intent(&bench, "one").unwrap();
         outcome(&bench, "one");
@@ -87,12 +88,12 @@ fn what_a_failed_fsync_may_have_dropped_is_written_again_to_a_new_segment() {
 #[test]
 fn nothing_is_appended_to_a_segment_in_which_a_write_failed() {
     let bench = Bench::new(1 << 20, 1 << 20);
-    bench.writer.intent(&sample::event("one", "acme")).unwrap();
+    bench.writer.intent(&sample::event("one", "acme"), None).unwrap();
     let first = segment::path(bench.folder(), 1);
     let before = std::fs::read(&first).unwrap();
     bench.lane.fail_next_write();
     assert_eq!(
-        bench.writer.intent(&sample::event("two", "acme")),
+        bench.writer.intent(&sample::event("two", "acme"), None),
         Err(SpoolFault::Disk)
     );
     bench.writer.outcome(sample::event("one", "acme"));
@@ -104,7 +105,7 @@ fn nothing_is_appended_to_a_segment_in_which_a_write_failed() {
 #[test]
 fn recovery_does_not_believe_what_a_failed_fsync_has_left() {
     let bench = Bench::new(1 << 20, 1 << 20);
-    bench.writer.intent(&sample::event("one", "acme")).unwrap();
+    bench.writer.intent(&sample::event("one", "acme"), None).unwrap();
     let mut rounds = 0;
     let mut second_fails: super::sync::Fsync = Box::new(move |_| {
         rounds += 1;

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{OutcomeRecord, SpoolRecord, SpoolRecordRef};
+use tollway_proto::spool::{IntentRecord, OutcomeRecord, SpoolRecord, SpoolRecordRef};
 use tollway_proto::usage::{EndState, UsageEvent, UsageSource, partition_of};
 use tollway_shared::cost;
 use tollway_shared::ids::WriterId;
@@ -126,7 +126,7 @@ fn add_segment(
 /// What reading a spool leaves: open intents, and how far the sequences went. Memory: the requests that ran at once.
 #[derive(Debug, Default)]
 struct Left {
-    open: HashMap<String, (u64, UsageEvent)>,
+    open: HashMap<String, (u64, IntentRecord)>,
     read: u64,
     sequences: Vec<u64>,
     damaged_bytes: u64,
@@ -141,15 +141,21 @@ impl Left {
                     self.reached(slot, sequence);
                 }
             }
-            SpoolRecord::Intent(event) => {
-                self.open
-                    .insert(event.request_id.to_string(), (self.read, *event));
-            }
+            SpoolRecord::Intent(event) => self.begun(IntentRecord {
+                event: *event,
+                completion_tokens_max: None,
+            }),
+            SpoolRecord::IntentV2(intent) => self.begun(*intent),
             SpoolRecord::Outcome(outcome) => {
                 self.open.remove(outcome.request_id.as_str());
                 self.reached(usize::try_from(outcome.partition).unwrap_or(0), outcome.sequence);
             }
         }
+    }
+
+    fn begun(&mut self, intent: IntentRecord) {
+        let request = intent.event.request_id.to_string();
+        self.open.insert(request, (self.read, intent));
     }
 
     fn reached(&mut self, slot: usize, sequence: u64) {
@@ -171,7 +177,7 @@ impl Left {
         let mut open: Vec<_> = std::mem::take(&mut self.open).into_values().collect();
         open.sort_unstable_by_key(|(order, _)| *order);
         let events = open.into_iter().map(|(_, intent)| {
-            let partition = partition_of(intent.tenant.organization.as_str(), partitions);
+            let partition = partition_of(intent.event.tenant.organization.as_str(), partitions);
             let slot = usize::try_from(partition).unwrap_or(0);
             self.reached(slot, 0);
             self.sequences[slot] += 1;
@@ -181,8 +187,13 @@ impl Left {
     }
 }
 
-/// The event of a request that nobody saw the end of: billed for what its intent estimated.
-fn closed(intent: UsageEvent, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
+/// The event of a request that nobody saw the end of: billed for what its intent estimated, and never for more of a completion
+/// than it could have.
+fn closed(intent: IntentRecord, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
+    let (mut intent, most) = (intent.event, intent.completion_tokens_max.unwrap_or(u64::MAX));
+    let tokens = &mut intent.tokens;
+    tokens.output_reasoning = tokens.output_reasoning.min(most);
+    tokens.output = tokens.output.min(most - tokens.output_reasoning);
     // An estimate beyond the range of money keeps the charge its intent was held for.
     let charge = cost::charge(&intent.tokens, &intent.prices).unwrap_or(intent.charge);
     UsageEvent {

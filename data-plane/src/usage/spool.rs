@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecordRef};
+use tollway_proto::spool::{IntentRecordRef, OutcomeRecord, SegmentHeader, SpoolRecordRef};
 use tollway_proto::usage::{UsageEvent, partition_of};
 use tollway_shared::ids::WriterId;
 
@@ -203,10 +203,11 @@ impl Writer {
 
     /// Notes that a request is about to reach a provider. Must return before the first upstream byte is sent.
     ///
+    /// - `completion_tokens_max`: the most completion tokens that can be billed for it, if there is a cap.
     /// - `event`: as known so far; its `tokens` hold the estimate that is billed if the process dies (prompt tokens at least).
     ///   `writer`, `partition` and `sequence` are not read.
     /// - After `Ok` the request owes exactly one [`Writer::outcome`].
-    pub fn intent(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+    pub fn intent(&self, event: &UsageEvent, completion_tokens_max: Option<u64>) -> Result<(), SpoolFault> {
         let lane = match &self.0 {
             Target::Disk(lane) => lane,
             Target::Memory(kept) => {
@@ -217,7 +218,11 @@ impl Writer {
         if lane.space.sheds() {
             return Err(SpoolFault::Full);
         }
-        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Intent(event));
+        let record = IntentRecordRef {
+            event,
+            completion_tokens_max,
+        };
+        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::IntentV2(record));
         let mut inner = lane.lock();
         if lane.suspect.load(Ordering::Relaxed) || inner.unsynced.is_full() {
             return Err(SpoolFault::Disk);

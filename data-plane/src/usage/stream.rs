@@ -289,10 +289,8 @@ impl Stream {
         };
         match found.record {
             SpoolRecord::Header(_) => Ok(Some(false)),
-            SpoolRecord::Intent(event) => {
-                self.open.entry(event.request_id).or_insert(self.segment);
-                Ok(Some(false))
-            }
+            SpoolRecord::Intent(event) => Ok(self.began(event.request_id)),
+            SpoolRecord::IntentV2(intent) => Ok(self.began(intent.event.request_id)),
             SpoolRecord::Outcome(outcome) => {
                 let slot = usize::try_from(outcome.partition).unwrap_or(0);
                 if outcome.sequence <= self.partition(slot).delivered {
@@ -303,6 +301,12 @@ impl Stream {
                 Ok(Some(true))
             }
         }
+    }
+
+    /// A request whose outcome is still to come; there is nothing to ship.
+    fn began(&mut self, request: RequestId) -> Option<bool> {
+        self.open.entry(request).or_insert(self.segment);
+        Some(false)
     }
 
     fn partition(&mut self, slot: usize) -> &mut Partition {
