@@ -1,5 +1,7 @@
 //! Log lines: for people or for machines, to standard error. Prompts, replies and keys are in none of them.
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 
@@ -11,7 +13,10 @@ pub fn start(log: &Log) -> Result<(), ConfigFault> {
         field: "log.level",
         detail: format!("is not a filter such as `info` or `tollway_data=debug`: {fault}"),
     })?;
-    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // An error says that a subscriber is there already.
     let _ = match log.format {
         LogFormat::Text => builder.try_init(),

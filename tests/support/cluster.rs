@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::admin::Admin;
+use crate::alarms;
 use crate::kafka::KafkaCluster;
 use crate::process::{Launch, Process, binary, free_port};
 use crate::provider::Provider;
@@ -144,6 +145,7 @@ pub struct Cluster {
     pub admin: Admin,
     /// A client for plain HTTP.
     pub http: reqwest::Client,
+    announced: Vec<&'static str>,
 }
 
 impl Cluster {
@@ -236,11 +238,36 @@ impl Cluster {
             nodes: Vec::new(),
             admin,
             http,
+            announced: Vec::new(),
         };
         for region in plan.nodes {
             cluster.add_node(region, &peers).await?;
         }
         Ok(cluster)
+    }
+
+    /// Says that lines at level ERROR with this text come from what the test does. Any other fails the test at its end.
+    pub fn announce(&mut self, text: &'static str) {
+        self.announced.push(text);
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.replicas
+            .iter()
+            .chain(self.nodes.iter().map(|node| &node.member))
+    }
+
+    /// Every line that should have woken somebody up, after the name of who wrote it.
+    fn alarms(&self) -> Vec<String> {
+        let of = |member: &Member| -> Vec<String> {
+            let log = member.log();
+            let alarms = alarms::unannounced(&log, &self.announced);
+            alarms
+                .iter()
+                .map(|line| format!("{}: {line}", member.name))
+                .collect()
+        };
+        self.members().flat_map(of).collect()
     }
 
     async fn add_node(&mut self, region: &str, peers: &[String]) -> Result<()> {
@@ -397,23 +424,27 @@ impl Cluster {
 }
 
 impl Drop for Cluster {
-    /// A failed test keeps its folder, and shows the end of every log.
+    /// Fails a test that made somebody log at level ERROR unannounced. A failed test keeps its folder, and shows the end of
+    /// every log.
     fn drop(&mut self) {
-        if !std::thread::panicking() && std::env::var_os("TOLLWAY_KEEP").is_none() {
+        let failed = std::thread::panicking();
+        let alarms = self.alarms();
+        if !failed && alarms.is_empty() && std::env::var_os("TOLLWAY_KEEP").is_none() {
             return;
         }
         self.dir.disable_cleanup(true);
         eprintln!("kept: {}", self.dir.path().display());
-        for member in self
-            .replicas
-            .iter()
-            .chain(self.nodes.iter().map(|node| &node.member))
-        {
+        for member in self.members() {
             let log = member.log();
             let lines: Vec<&str> = log.lines().collect();
             let end = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
             eprintln!("--- {}\n{}", member.name, end.join("\n"));
         }
+        assert!(
+            failed || alarms.is_empty(),
+            "logged at level ERROR and not announced by the test:\n{}",
+            alarms.join("\n")
+        );
     }
 }
 

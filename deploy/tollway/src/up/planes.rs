@@ -3,6 +3,7 @@
 //! The control plane is a cluster of one replica whose admin API speaks plain HTTP on loopback; the node joins it by a
 //! token and connects with mutual TLS like any node. The embedded usage log stands between them in place of Kafka.
 
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -187,6 +188,7 @@ pub(crate) fn log() {
     // A second initialization changes nothing, which is right for tests.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
 }
