@@ -4,209 +4,22 @@
 //! maps), so a delta is: clone, put or remove a few resources, [`Snapshot::check`], swap. The state hash is the sum of the
 //! resources' digests modulo 2^256: it does not depend on order, and both planes keep it up in O(1) per change.
 
-use std::fmt;
+mod hash;
+mod resource;
+
 use std::sync::Arc;
 
 use imbl::{HashMap, OrdMap};
-use serde::{Deserialize, Serialize};
 
 use crate::budget::{BudgetScope, BudgetView};
 use crate::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
 use crate::ids::{EndpointId, ModelId, OrganizationId, ProjectId, ProviderId, Revision};
 use crate::notice::Notice;
-use crate::tenant::{ApiKey, KeyDigest, Organization, Project, Team, TenantPath};
+use crate::tenant::{ApiKey, KeyDigest, Organization, Project, TenantPath};
 use crate::time::UnixMillis;
 
-/// The kind of a resource. The order is the order in which a full snapshot is sent: what is referred to comes first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ResourceKind {
-    /// [`Provider`].
-    Provider,
-    /// [`Credential`].
-    Credential,
-    /// [`Model`].
-    Model,
-    /// [`Endpoint`].
-    Endpoint,
-    /// [`PriceVersion`].
-    Price,
-    /// [`Notice`].
-    Notice,
-    /// [`Organization`].
-    Organization,
-    /// [`Team`].
-    Team,
-    /// [`Project`].
-    Project,
-    /// [`ApiKey`].
-    ApiKey,
-    /// [`BudgetView`].
-    Budget,
-}
-
-impl ResourceKind {
-    /// Every kind, in order.
-    pub const ALL: [Self; 11] = [
-        Self::Provider,
-        Self::Credential,
-        Self::Model,
-        Self::Endpoint,
-        Self::Price,
-        Self::Notice,
-        Self::Organization,
-        Self::Team,
-        Self::Project,
-        Self::ApiKey,
-        Self::Budget,
-    ];
-
-    /// Reads the name that [`ResourceKind::as_str`] gives.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
-    }
-
-    /// The name used in metrics, refusals and logs.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Provider => "provider",
-            Self::Credential => "credential",
-            Self::Model => "model",
-            Self::Endpoint => "endpoint",
-            Self::Price => "price",
-            Self::Notice => "notice",
-            Self::Organization => "organization",
-            Self::Team => "team",
-            Self::Project => "project",
-            Self::ApiKey => "api_key",
-            Self::Budget => "budget",
-        }
-    }
-}
-
-/// A resource's identity.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct ResourceKey {
-    /// What it is.
-    pub kind: ResourceKind,
-    /// Its id within the kind.
-    pub id: Arc<str>,
-}
-
-impl fmt::Display for ResourceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`", self.kind.as_str(), self.id)
-    }
-}
-
-/// One object of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Resource {
-    /// A provider.
-    Provider(Provider),
-    /// A provider's secret, sealed for the node's region.
-    Credential(Credential),
-    /// A model.
-    Model(Model),
-    /// A model at a provider.
-    Endpoint(Endpoint),
-    /// Prices of an endpoint.
-    Price(PriceVersion),
-    /// A retirement notice.
-    Notice(Notice),
-    /// An organization.
-    Organization(Organization),
-    /// A team.
-    Team(Team),
-    /// A project.
-    Project(Project),
-    /// An API key.
-    ApiKey(ApiKey),
-    /// A budget and whether it is spent.
-    Budget(BudgetView),
-}
-
-impl Resource {
-    /// Its identity.
-    pub fn key(&self) -> ResourceKey {
-        let (kind, id) = match self {
-            Self::Provider(r) => (ResourceKind::Provider, r.id.text()),
-            Self::Credential(r) => (ResourceKind::Credential, r.id.text()),
-            Self::Model(r) => (ResourceKind::Model, r.id.text()),
-            Self::Endpoint(r) => (ResourceKind::Endpoint, r.id.text()),
-            Self::Price(r) => (ResourceKind::Price, r.id.text()),
-            Self::Notice(r) => (ResourceKind::Notice, r.id.text()),
-            Self::Organization(r) => (ResourceKind::Organization, r.id.text()),
-            Self::Team(r) => (ResourceKind::Team, r.id.text()),
-            Self::Project(r) => (ResourceKind::Project, r.id.text()),
-            Self::ApiKey(r) => (ResourceKind::ApiKey, r.id.text()),
-            Self::Budget(r) => (ResourceKind::Budget, r.budget.id.text()),
-        };
-        ResourceKey { kind, id }
-    }
-}
-
-/// SHA-256 of a resource's stored bytes.
-pub type Digest = [u8; 32];
-
-/// The sum of all resources' digests modulo 2^256, as four little-endian words.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct StateHash([u64; 4]);
-
-impl StateHash {
-    /// Counts a resource in.
-    pub fn add(&mut self, digest: &Digest) {
-        let mut carry = false;
-        for (word, part) in self.0.iter_mut().zip(words(digest)) {
-            let (sum, over) = word.overflowing_add(part);
-            let (sum, over_carry) = sum.overflowing_add(u64::from(carry));
-            *word = sum;
-            carry = over || over_carry;
-        }
-    }
-
-    /// Counts a resource out.
-    pub fn remove(&mut self, digest: &Digest) {
-        let mut borrow = false;
-        for (word, part) in self.0.iter_mut().zip(words(digest)) {
-            let (rest, under) = word.overflowing_sub(part);
-            let (rest, under_borrow) = rest.overflowing_sub(u64::from(borrow));
-            *word = rest;
-            borrow = under || under_borrow;
-        }
-    }
-
-    /// 32 bytes, for the wire.
-    pub fn to_bytes(self) -> [u8; 32] {
-        let mut out = [0; 32];
-        for (slot, word) in out.chunks_exact_mut(8).zip(self.0) {
-            slot.copy_from_slice(&word.to_le_bytes());
-        }
-        out
-    }
-
-    /// Reads the wire form.
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; 32] = bytes.try_into().ok()?;
-        let mut hash = Self::default();
-        hash.add(bytes);
-        Some(hash)
-    }
-}
-
-impl fmt::Debug for StateHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.to_bytes()
-            .iter()
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-fn words(digest: &Digest) -> impl Iterator<Item = u64> + '_ {
-    digest
-        .chunks_exact(8)
-        .map(|part| u64::from_le_bytes(part.try_into().expect("chunks of eight")))
-}
+pub use self::hash::{Digest, StateHash};
+pub use self::resource::{Resource, ResourceKey, ResourceKind};
 
 /// Something in a snapshot that does not fit the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
