@@ -7,7 +7,7 @@
 //! | [`server`] | connections of callers, their deadlines, one runtime per core |
 //! | [`api`] | which path leads where, answers and errors |
 //! | [`pipeline`], [`stages`] | the request path as a list, one file per stage |
-//! | [`ask`], [`routing`], [`health`], [`dialects`] | PURE: what is asked, who may serve it, wire formats |
+//! | [`ask`], [`routing`], [`health`], [`credentials`], [`dialects`] | PURE: what is asked, who may serve it and with which key, wire formats |
 //! | [`upstream`] | the only opener of connections to providers |
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
 //! | [`identity`] | who this node is: join, certificate, secrets |
@@ -18,6 +18,7 @@ pub mod ask;
 pub mod catalog;
 pub mod clock;
 pub mod config;
+pub mod credentials;
 pub mod dialects;
 pub mod health;
 pub mod identity;

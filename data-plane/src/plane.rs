@@ -1,16 +1,16 @@
 //! What the requests of one core share. Nothing in here is touched by another thread, so nothing is locked.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
-use http::HeaderValue;
-use tollway_shared::ids::{ClusterId, CredentialId, NodeId, Region};
+use tollway_shared::ids::{ClusterId, NodeId, Region};
 
 use crate::catalog::Live;
+use crate::credentials::Keyring;
 use crate::health::Health;
 use crate::metrics::Meters;
 use crate::upstream::Upstream;
@@ -83,8 +83,8 @@ pub struct Plane {
     pub health: RefCell<Health>,
     /// Chance.
     pub dice: Dice,
-    /// Opened credentials by id, with the version they were opened from.
-    pub credentials: RefCell<HashMap<CredentialId, (u32, HeaderValue)>>,
+    /// What this core knows of its providers' credentials.
+    pub credentials: RefCell<Keyring>,
     /// Metric handles.
     pub meters: Meters,
     /// How far the node's end has come.

@@ -12,11 +12,11 @@ use std::time::Duration;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use tokio::time::{Instant, timeout_at};
-use tollway_shared::catalog::{AuthScheme, credential_aad};
+use tollway_shared::catalog::{AuthScheme, Credential};
 use tollway_shared::fault::{AttemptFault, Fault};
-use tollway_shared::seal;
 use tollway_shared::time::UnixMillis;
 
+use super::credential;
 use super::opening::{self, Begun, Opened};
 use super::plan::Plan;
 use crate::ask::Ask;
@@ -68,7 +68,7 @@ impl From<ProviderError> for Failed {
     }
 }
 
-/// Tries the plan's endpoints one after the other. Errors: the last one's failure, or the first that no other endpoint would mend.
+/// Tries the plan's endpoints one after the other, each with as many of its provider's credentials as are refused. Errors: the last one's failure, or the first that no other endpoint would mend.
 pub async fn first_byte(
     cx: &mut Context,
     plan: &Plan,
@@ -77,15 +77,15 @@ pub async fn first_byte(
 ) -> Result<(Candidate, Opened), Fault> {
     let mut last: Option<(&Candidate, Failed)> = None;
     let (mut tried, mut retry_after, mut unfit) = (0, None, None);
-    for candidate in &plan.attempts {
-        if tried == plan.attempts_max {
-            break;
-        }
+    let (mut places, mut refused) = (plan.attempts.iter(), Vec::new());
+    let mut next = places.next();
+    while let Some(candidate) = next.filter(|_| tried < plan.attempts_max) {
         // Encoded ahead of the intent: a field that has no counterpart in one dialect may have one in the next.
         let encoded = match dialects::encode(ask, &candidate.endpoint, &candidate.provider) {
             Ok(encoded) => encoded,
             Err(fault) => {
                 unfit.get_or_insert(fault);
+                next = places.next();
                 continue;
             }
         };
@@ -94,7 +94,11 @@ pub async fn first_byte(
             cx.plane.meters.failover(before, candidate, failed.fault.as_str());
         }
         // Prepared ahead of it too: what cannot be sent is nobody's usage.
-        let answered = match prepared(cx, candidate, encoded, ask) {
+        let chosen = credential::choose(cx, &candidate.provider, &refused);
+        let call = chosen
+            .clone()
+            .and_then(|credential| prepared(cx, candidate, credential.as_deref(), encoded, ask));
+        let answered = match call {
             Ok(call) => {
                 cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
                 let answered = try_one(cx, candidate, call, ask).await;
@@ -114,16 +118,24 @@ pub async fn first_byte(
                     .health
                     .borrow_mut()
                     .note(&candidate.endpoint.id, None, cx.arrival.at);
+                credential::note(cx, &chosen, None, None, cx.arrival.at);
                 return Ok((candidate.clone(), opened));
             }
             Err(failed) => {
                 let fault = failed.fault;
                 cx.plane.meters.attempt(candidate, fault.as_str());
                 let now = crate::clock::now();
-                cx.plane
-                    .health
-                    .borrow_mut()
-                    .note(&candidate.endpoint.id, Some(fault), now);
+                credential::note(cx, &chosen, Some(fault), failed.retry_after, now);
+                // The same endpoint again with another credential, which is then what was wrong with this one.
+                let again = credential::another(cx, &candidate.provider, &chosen, fault, &mut refused, now);
+                if !again {
+                    cx.plane
+                        .health
+                        .borrow_mut()
+                        .note(&candidate.endpoint.id, Some(fault), now);
+                    refused.clear();
+                    next = places.next();
+                }
                 tracing::debug!(request = %cx.arrival.request_id, endpoint = %candidate.endpoint.id, ?fault, "an attempt failed");
                 retry_after = retry_after.into_iter().chain(failed.retry_after).min();
                 last = Some((candidate, failed));
@@ -167,6 +179,7 @@ fn ending(candidate: &Candidate, failed: Failed, tried: usize, retry_after: Opti
 fn prepared(
     cx: &Context,
     candidate: &Candidate,
+    credential: Option<&Credential>,
     encoded: dialects::Encoded,
     ask: &Ask,
 ) -> Result<Call, AttemptFault> {
@@ -175,7 +188,14 @@ fn prepared(
     let mut request = Request::new(encoded.body);
     *request.method_mut() = Method::POST;
     *request.uri_mut() = origin.target(encoded.path).ok_or(AttemptFault::Address)?.into();
-    *request.headers_mut() = headers(cx, candidate, &origin.authority, encoded.headers, ask.stream)?;
+    *request.headers_mut() = headers(
+        cx,
+        candidate,
+        credential,
+        &origin.authority,
+        encoded.headers,
+        ask.stream,
+    )?;
     Ok((origin, request))
 }
 
@@ -232,6 +252,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 fn headers(
     cx: &Context,
     candidate: &Candidate,
+    credential: Option<&Credential>,
     authority: &str,
     dialect: &'static [(&'static str, &'static str)],
     stream: bool,
@@ -256,42 +277,15 @@ fn headers(
     if let Ok(id) = HeaderValue::from_str(cx.arrival.request_id.as_str()) {
         headers.insert("x-tollway-request-id", id);
     }
-    match candidate.provider.auth {
-        AuthScheme::None => {}
-        AuthScheme::Bearer => drop(headers.insert(AUTHORIZATION, credential(cx, candidate)?)),
-        AuthScheme::XApiKey => drop(headers.insert("x-api-key", credential(cx, candidate)?)),
+    if let Some(credential) = credential {
+        let value = credential::header(cx, &candidate.provider, credential)?;
+        let name = match candidate.provider.auth {
+            AuthScheme::XApiKey => HeaderName::from_static("x-api-key"),
+            AuthScheme::Bearer | AuthScheme::None => AUTHORIZATION,
+        };
+        headers.insert(name, value);
     }
     Ok(headers)
-}
-
-/// The provider's credential as a header, opened once per version and core.
-fn credential(cx: &Context, candidate: &Candidate) -> Result<HeaderValue, AttemptFault> {
-    let provider = &candidate.provider;
-    let credentials = cx.snapshot.credentials.get(&provider.id);
-    let credential = credentials
-        .and_then(|all| all.values().next())
-        .ok_or(AttemptFault::Credential)?;
-    if let Some((version, value)) = cx.plane.credentials.borrow().get(&credential.id)
-        && *version == credential.version
-    {
-        return Ok(value.clone());
-    }
-    let key = cx.plane.live.region_key().ok_or(AttemptFault::Credential)?;
-    let aad = credential_aad(&provider.id, &credential.id, credential.version);
-    let secret = seal::open(&key, &aad, &credential.sealed).map_err(|_| AttemptFault::Credential)?;
-    let mut text = match provider.auth {
-        AuthScheme::Bearer => b"Bearer ".to_vec(),
-        AuthScheme::XApiKey | AuthScheme::None => Vec::new(),
-    };
-    text.extend_from_slice(secret.expose());
-    let mut value = HeaderValue::from_bytes(&text).map_err(|_| AttemptFault::Credential)?;
-    value.set_sensitive(true);
-    let entry = (credential.version, value.clone());
-    cx.plane
-        .credentials
-        .borrow_mut()
-        .insert(credential.id.clone(), entry);
-    Ok(value)
 }
 
 /// An answer with an error status.

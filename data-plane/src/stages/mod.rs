@@ -3,6 +3,7 @@
 pub mod admit;
 pub mod attempt;
 pub mod authenticate;
+mod credential;
 pub mod opening;
 pub mod plan;
 pub mod receive;

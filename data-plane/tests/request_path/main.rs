@@ -4,5 +4,6 @@
 
 mod answers;
 mod failures;
+mod guards;
 mod node;
 mod refusals;

@@ -30,6 +30,7 @@ use tollway_shared::time::UnixMillis;
 
 pub(crate) const MODEL: &str = "acme/one";
 pub(crate) const PARTITIONS: i32 = 2;
+const REGION_KEY: [u8; 32] = [2; 32];
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) struct Node {
@@ -140,7 +141,15 @@ pub(crate) fn put(snapshot: &mut Snapshot, resource: Resource) {
 
 impl Node {
     pub(crate) async fn start(providers: &[(&Scripted, &str, Dialect)]) -> Self {
-        let (pepper, region_key) = (Key::new([1; 32]), Key::new([2; 32]));
+        Self::start_with(providers, |_| {}).await
+    }
+
+    /// The same, with other settings.
+    pub(crate) async fn start_with(
+        providers: &[(&Scripted, &str, Dialect)],
+        set: impl FnOnce(&mut Config),
+    ) -> Self {
+        let (pepper, region_key) = (Key::new([1; 32]), Key::new(REGION_KEY));
         let key = mint(KeyKind::Inference, &[7; 32]).expose().clone();
         let mut snapshot = Snapshot::default();
         put(&mut snapshot, model(MODEL));
@@ -205,6 +214,7 @@ impl Node {
         config.server.threads = 2;
         config.drain.grace_ms = 0;
         config.drain.max_stream_ms = 200;
+        set(&mut config);
         let names = Names {
             cluster: ClusterId::trusted("cluster"),
             region: Region::trusted("eu"),
@@ -220,6 +230,26 @@ impl Node {
             dir,
             http: reqwest::Client::new(),
         }
+    }
+
+    /// Gives a provider one more credential.
+    pub(crate) fn add_credential(&self, provider: &str, id: &str, secret: &str) {
+        let (provider, id) = (ProviderId::trusted(provider), CredentialId::trusted(id));
+        let aad = credential_aad(&provider, &id, 1);
+        let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
+        put(
+            &mut snapshot,
+            Resource::Credential(Credential {
+                id,
+                provider,
+                version: 1,
+                regions: Vec::new(),
+                sealed: seal::seal(&Key::new(REGION_KEY), &aad, secret.as_bytes()),
+                created_at: UnixMillis(0),
+            }),
+        );
+        assert_eq!(snapshot.check(None), []);
+        self.live.set_snapshot(Arc::new(snapshot), clock::now());
     }
 
     pub(crate) fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
