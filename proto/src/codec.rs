@@ -59,9 +59,13 @@ pub enum CodecFault {
     Payload(String),
 }
 
+/// Room for a value that is not small, so that it is not moved again and again while it grows.
+const ROOM_BYTES: usize = 3 << 10;
+
 /// Writes a value in the stored form.
 pub fn encode<T: Serialize>(kind: Kind, value: &T) -> Vec<u8> {
-    let mut out = vec![0; HEADER_BYTES];
+    let mut out = Vec::with_capacity(ROOM_BYTES);
+    out.resize(HEADER_BYTES, 0);
     bincode::serde::encode_into_std_write(value, &mut out, bincode::config::standard())
         .expect("our types serialize, and a Vec takes every byte");
     let payload = &out[HEADER_BYTES..];
@@ -90,6 +94,27 @@ pub fn frame_length(bytes: &[u8]) -> Result<usize, CodecFault> {
 
 /// Reads a value that [`encode`] wrote. Bytes after it are an error.
 pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecFault> {
+    let payload = checked(kind, bytes)?;
+    let (value, read) = decode_payload(payload)?;
+    if read == payload.len() {
+        Ok(value)
+    } else {
+        Err(CodecFault::Payload("bytes after the value".into()))
+    }
+}
+
+/// Reads the start of a value that [`encode`] wrote: `T` has the first fields of its type. All of it is checked as [`decode`] does.
+pub fn decode_start<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecFault> {
+    decode_payload(checked(kind, bytes)?).map(|(value, _)| value)
+}
+
+fn decode_payload<T: DeserializeOwned>(payload: &[u8]) -> Result<(T, usize), CodecFault> {
+    let config = bincode::config::standard().with_limit::<PAYLOAD_BYTES_MAX>();
+    bincode::serde::decode_from_slice(payload, config).map_err(|e| CodecFault::Payload(e.to_string()))
+}
+
+/// The payload of one whole value of this kind.
+fn checked(kind: Kind, bytes: &[u8]) -> Result<&[u8], CodecFault> {
     let length = frame_length(bytes)?;
     match bytes.len().cmp(&length) {
         std::cmp::Ordering::Less => return Err(CodecFault::Short),
@@ -106,14 +131,7 @@ pub fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T, CodecF
     if crc32fast::hash(payload).to_be_bytes() != bytes[4..8] {
         return Err(CodecFault::Checksum);
     }
-    let config = bincode::config::standard().with_limit::<PAYLOAD_BYTES_MAX>();
-    let (value, read) =
-        bincode::serde::decode_from_slice(payload, config).map_err(|e| CodecFault::Payload(e.to_string()))?;
-    if read == payload.len() {
-        Ok(value)
-    } else {
-        Err(CodecFault::Payload("bytes after the value".into()))
-    }
+    Ok(payload)
 }
 
 #[cfg(test)]

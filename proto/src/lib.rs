@@ -14,6 +14,7 @@
 //! | [`admin`] | JSON bodies of the admin API |
 
 pub mod admin;
+mod blob;
 pub mod codec;
 pub mod command;
 pub mod identity;

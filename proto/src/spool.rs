@@ -8,6 +8,9 @@ use tollway_shared::ids::{RequestId, WriterId};
 
 use crate::usage::UsageEvent;
 
+/// Room for an event as JSON; most are a little shorter.
+const EVENT_BYTES: usize = 2 << 10;
+
 /// A record in its stored form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum SpoolRecord {
@@ -52,6 +55,30 @@ pub struct IntentRecordRef<'a> {
     pub completion_tokens_max: Option<u64>,
 }
 
+/// The start of a [`SpoolRecord`], for whoever only ships outcomes: of an intent no more than its ids is made.
+///
+/// Read with [`crate::codec::decode_start`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub enum SpoolStart {
+    /// [`SpoolRecord::Header`].
+    Header(SegmentHeader),
+    /// [`SpoolRecord::Intent`].
+    Intent(IntentStart),
+    /// [`SpoolRecord::Outcome`].
+    Outcome(OutcomeRecord),
+    /// [`SpoolRecord::IntentV2`], which begins with its event.
+    IntentV2(IntentStart),
+}
+
+/// The first fields of an intent's [`UsageEvent`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct IntentStart {
+    /// The event's id.
+    pub id: String,
+    /// The request's.
+    pub request_id: RequestId,
+}
+
 /// What a segment starts with, so that it can be read without the ones before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentHeader {
@@ -77,13 +104,15 @@ pub struct OutcomeRecord {
     /// The event's headers.
     pub headers: Vec<(String, String)>,
     /// The event, as JSON.
+    #[serde(with = "crate::blob")]
     pub event: Vec<u8>,
 }
 
 impl OutcomeRecord {
     /// The outcome of a request whose event is complete, with partition and sequence already in it.
     pub fn of(event: &UsageEvent) -> Self {
-        let json = serde_json::to_vec(event).expect("an event has only text keys, so it is JSON");
+        let mut json = Vec::with_capacity(EVENT_BYTES);
+        serde_json::to_writer(&mut json, event).expect("an event has only text keys, so it is JSON");
         Self {
             request_id: event.request_id.clone(),
             partition: event.partition,
@@ -101,7 +130,7 @@ mod tests {
     use crate::codec::{self, Kind};
 
     #[test]
-    fn a_record_by_reference_has_the_bytes_of_the_record() {
+    fn a_record_by_reference_has_the_bytes_of_the_record_and_its_start_can_be_read() {
         let event: UsageEvent =
             serde_json::from_str(include_str!("../examples/usage-event.v1.json")).unwrap();
         let header = SegmentHeader {
@@ -140,6 +169,19 @@ mod tests {
                 codec::decode::<SpoolRecord>(Kind::Spool, &bytes).unwrap(),
                 by_value
             );
+            let intent = |event: UsageEvent| IntentStart {
+                id: event.id,
+                request_id: event.request_id,
+            };
+            let start = match by_value {
+                SpoolRecord::Header(header) => SpoolStart::Header(header),
+                SpoolRecord::Intent(event) => SpoolStart::Intent(intent(*event)),
+                SpoolRecord::Outcome(outcome) => SpoolStart::Outcome(outcome),
+                SpoolRecord::IntentV2(record) => SpoolStart::IntentV2(intent(record.event)),
+            };
+            assert_eq!(codec::decode_start(Kind::Spool, &bytes), Ok(start));
+            let cut = &bytes[..bytes.len() - 1];
+            assert!(codec::decode_start::<SpoolStart>(Kind::Spool, cut).is_err());
         }
     }
 }

@@ -44,14 +44,38 @@ fn parse_nano(text: &str) -> Result<i64, MoneyFault> {
 }
 
 fn write_nano(value: i64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    // Digits from the last to the first, on the stack: every usage event has a dozen of these.
+    let mut text = [0u8; 24]; // sign, ten digits, point, nine digits
+    let mut start = text.len();
+    let mut put = |byte: u8| {
+        start -= 1;
+        text[start] = byte;
+    };
     let size = value.unsigned_abs();
-    let (whole, fraction) = (size / NANO_PER_USD as u64, size % NANO_PER_USD as u64);
-    let sign = if value < 0 { "-" } else { "" };
-    if fraction == 0 {
-        return write!(f, "{sign}{whole}");
+    let (mut whole, mut fraction) = (size / NANO_PER_USD as u64, size % NANO_PER_USD as u64);
+    if fraction > 0 {
+        let mut trailing = true;
+        for _ in 0..9 {
+            let digit = (fraction % 10) as u8;
+            fraction /= 10;
+            trailing &= digit == 0;
+            if !trailing {
+                put(b'0' + digit);
+            }
+        }
+        put(b'.');
     }
-    let digits = format!("{fraction:09}");
-    write!(f, "{sign}{whole}.{}", digits.trim_end_matches('0'))
+    loop {
+        put(b'0' + (whole % 10) as u8);
+        whole /= 10;
+        if whole == 0 {
+            break;
+        }
+    }
+    if value < 0 {
+        put(b'-');
+    }
+    f.write_str(std::str::from_utf8(&text[start..]).map_err(|_| fmt::Error)?)
 }
 
 macro_rules! decimal {

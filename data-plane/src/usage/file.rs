@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tollway_proto::spool::OutcomeRecord;
-use tollway_proto::usage::LogLine;
 use tollway_proto::usage_log::{LogMark, LogSegment, MARK_FILE};
 
 use super::sink::{Handed, Sink, SinkFault, Ticket};
@@ -191,12 +190,13 @@ impl Sink for FileSink {
         if self.buffered >= BUFFER_BYTES_MAX {
             return Ok(Handed::Busy);
         }
-        let line = line(record).map_err(|fault| SinkFault(format!("a usage event is not JSON: {fault}")))?;
-        self.buffered += line.len();
         let log = self
             .file(record.partition)
             .map_err(|fault| SinkFault(format!("usage log: {fault}")))?;
-        log.buffer.extend_from_slice(&line);
+        let before = log.buffer.len();
+        write_line(record, &mut log.buffer).map_err(|fault| SinkFault(format!("usage log: {fault}")))?;
+        let length = log.buffer.len() - before;
+        self.buffered += length;
         self.tickets.push(ticket);
         Ok(Handed::Taken)
     }
@@ -212,14 +212,23 @@ impl Sink for FileSink {
     }
 }
 
-fn line(record: &OutcomeRecord) -> serde_json::Result<Vec<u8>> {
-    let line = LogLine {
-        headers: record.headers.iter().cloned().collect(),
-        event: serde_json::from_slice(&record.event)?,
-    };
-    let mut bytes = serde_json::to_vec(&line)?;
-    bytes.push(b'\n');
-    Ok(bytes)
+/// Writes a [`LogLine`]. The event is JSON in one line already: it is what [`OutcomeRecord::of`] made, checksummed ever since.
+///
+/// [`LogLine`]: tollway_proto::usage::LogLine
+fn write_line(record: &OutcomeRecord, out: &mut Vec<u8>) -> serde_json::Result<()> {
+    out.extend_from_slice(b"{\"headers\":{");
+    for (place, (name, value)) in record.headers.iter().enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, name)?;
+        out.push(b':');
+        serde_json::to_writer(&mut *out, value)?;
+    }
+    out.extend_from_slice(b"},\"event\":");
+    out.extend_from_slice(&record.event);
+    out.extend_from_slice(b"}\n");
+    Ok(())
 }
 
 /// Removes what a crash left after the last line's end; returns the length then.
@@ -245,7 +254,7 @@ fn cut_torn_line(file: &mut File) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use tollway_proto::usage::log_file_name;
+    use tollway_proto::usage::{LogLine, log_file_name};
 
     use super::super::sample;
     use super::*;

@@ -11,8 +11,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use tollway_proto::codec::{self, HEADER_BYTES, Kind};
-use tollway_proto::spool::SpoolRecord;
+use tollway_proto::codec::{self, CodecFault, HEADER_BYTES, Kind};
+use tollway_proto::spool::{SpoolRecord, SpoolStart};
 
 /// Bytes read at once. A record is a few kilobytes, so this is some hundred of them.
 const READ_BYTES: usize = 256 * 1024;
@@ -64,11 +64,11 @@ pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
 
 /// A record and where it lies.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct Found<R> {
     /// Its first byte.
     pub(super) start: u64,
     /// The record.
-    pub(super) record: SpoolRecord,
+    pub(super) record: R,
 }
 
 /// Reads one segment from front to back. Memory: one buffer of [`READ_BYTES`], or of the largest record.
@@ -98,7 +98,20 @@ impl Cursor {
     }
 
     /// The next whole record that ends at or before `limit`; `None` when there is none (yet).
-    pub(super) fn next(&mut self, limit: u64) -> io::Result<Option<Found>> {
+    pub(super) fn next(&mut self, limit: u64) -> io::Result<Option<Found<SpoolRecord>>> {
+        self.next_by(limit, |frame| codec::decode(Kind::Spool, frame))
+    }
+
+    /// The same, as far as shipping needs it.
+    pub(super) fn next_start(&mut self, limit: u64) -> io::Result<Option<Found<SpoolStart>>> {
+        self.next_by(limit, |frame| codec::decode_start(Kind::Spool, frame))
+    }
+
+    fn next_by<R>(
+        &mut self,
+        limit: u64,
+        decode: impl Fn(&[u8]) -> Result<R, CodecFault>,
+    ) -> io::Result<Option<Found<R>>> {
         loop {
             let start = self.offset;
             let Some(head) = self.bytes(start, HEADER_BYTES, limit)? else {
@@ -110,7 +123,7 @@ impl Cursor {
             let Some(frame) = self.bytes(start, length, limit)? else {
                 return Ok(None);
             };
-            let decoded = codec::decode(Kind::Spool, frame);
+            let decoded = decode(frame);
             self.offset = start + length as u64;
             match decoded {
                 Ok(record) => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecord, SpoolRecordRef};
+use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecord, SpoolRecordRef, SpoolStart};
 use tollway_shared::ids::RequestId;
 
 use super::segment::{self, Cursor, Position};
@@ -266,8 +266,8 @@ impl Stream {
     fn read(&mut self) -> io::Result<Option<bool>> {
         let found = loop {
             let synced = self.extent.synced();
-            let limit = readable(&self.extent, self.segment, self.cursor.file_bytes()?);
-            if let Some(found) = self.cursor.next(limit)? {
+            let limit = readable(&self.extent, self.segment, || self.cursor.file_bytes())?;
+            if let Some(found) = self.cursor.next_start(limit)? {
                 break found;
             }
             if self.segment >= synced.segment {
@@ -288,10 +288,9 @@ impl Stream {
             offset: found.start,
         };
         match found.record {
-            SpoolRecord::Header(_) => Ok(Some(false)),
-            SpoolRecord::Intent(event) => Ok(self.began(event.request_id)),
-            SpoolRecord::IntentV2(intent) => Ok(self.began(intent.event.request_id)),
-            SpoolRecord::Outcome(outcome) => {
+            SpoolStart::Header(_) => Ok(Some(false)),
+            SpoolStart::Intent(intent) | SpoolStart::IntentV2(intent) => Ok(self.began(intent.request_id)),
+            SpoolStart::Outcome(outcome) => {
                 let slot = usize::try_from(outcome.partition).unwrap_or(0);
                 if outcome.sequence <= self.partition(slot).delivered {
                     self.open.remove(&outcome.request_id);

@@ -166,11 +166,16 @@ fn sync_extent(
     Ok(Some(written))
 }
 
-/// The end of a segment as far as it may be read.
-pub(super) fn readable(extent: &Extent, segment: u64, file_bytes: u64) -> u64 {
+/// The end of a segment as far as it may be read. `file_bytes` is asked for a segment that the writer has left: most records are
+/// read from the one it is in, and then it would be a system call for each.
+pub(super) fn readable(
+    extent: &Extent,
+    segment: u64,
+    file_bytes: impl FnOnce() -> io::Result<u64>,
+) -> io::Result<u64> {
     let Position {
         segment: last,
         offset,
     } = extent.synced();
-    if segment == last { offset } else { file_bytes }
+    if segment == last { Ok(offset) } else { file_bytes() }
 }
