@@ -5,6 +5,7 @@
 //! `target/bench/results.json`. Failed requests fail the run; slow ones never do. `README.md` has the method.
 
 mod load;
+mod node;
 mod parts;
 mod proc;
 mod report;
@@ -31,6 +32,12 @@ struct Arguments {
     /// Start this `tollway` with `up` on a fresh data folder, the provider as its upstream
     #[arg(long, conflicts_with_all = ["gateway_url", "self_check"])]
     spawn: Option<PathBuf>,
+    /// Start `tollway-control` and a node, `tollway-data`, that joins it, from this folder, and measure the node
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["spawn", "gateway_url", "self_check"])]
+    node: Option<PathBuf>,
+    /// A Kafka for the usage events of `--node`; without one they stay in the node's folder
+    #[arg(long, value_name = "BROKERS", requires = "node")]
+    kafka: Option<String>,
     /// One more argument for the spawned gateway; may be repeated
     #[arg(long = "spawn-arg", allow_hyphen_values = true)]
     spawn_args: Vec<String>,
@@ -101,9 +108,14 @@ async fn run(arguments: &Arguments) -> Result<Figures> {
     )?;
     let upstream = ["--upstream".to_owned(), provider.to_string()];
     let (floor, floor_address) = Part::start("tollway-floor", &upstream)?;
-    let gateway = match (&arguments.spawn, &arguments.gateway_url, arguments.gateway_pid) {
-        (Some(program), _, _) => Gateway::spawn(program, folder.path(), provider, &arguments.spawn_args)?,
-        (None, Some(url), Some(pid)) => {
+    let kafka = arguments.kafka.as_deref();
+    let ours = (&arguments.node, &arguments.spawn);
+    let gateway = match (ours, &arguments.gateway_url, arguments.gateway_pid) {
+        ((Some(programs), _), _, _) => node::deploy(programs, folder.path(), provider, kafka)?,
+        ((_, Some(program)), _, _) => {
+            Gateway::spawn(program, folder.path(), provider, &arguments.spawn_args)?
+        }
+        (_, Some(url), Some(pid)) => {
             let (address, path) = endpoint(url)?;
             Gateway {
                 address,
@@ -111,13 +123,13 @@ async fn run(arguments: &Arguments) -> Result<Figures> {
                 api_key: arguments.api_key.clone(),
                 model: None,
                 pid,
-                part: None,
+                parts: Vec::new(),
             }
         }
         _ => {
             ensure!(
                 arguments.self_check,
-                "give one of --spawn, --gateway-url with --gateway-pid, or --self-check"
+                "give one of --node, --spawn, --gateway-url with --gateway-pid, or --self-check"
             );
             let (part, address) = Part::start("tollway-floor", &upstream)?;
             let (pid, path) = (part.pid(), "/v1/chat/completions".to_owned());
@@ -127,7 +139,7 @@ async fn run(arguments: &Arguments) -> Result<Figures> {
                 api_key: arguments.api_key.clone(),
                 model: None,
                 pid,
-                part: Some(part),
+                parts: vec![part],
             }
         }
     };
@@ -158,16 +170,17 @@ async fn run(arguments: &Arguments) -> Result<Figures> {
         pid: Some(gateway.pid),
     };
     let measured = measure(&arguments.only, plan, &model, [direct, floor, behind]).await;
-    drop(gateway.part);
+    drop(gateway.parts);
     measured
 }
 
 fn write_results(arguments: &Arguments, figures: &Figures) -> Result<()> {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let gateway = match (&arguments.spawn, arguments.self_check) {
-        (Some(_), _) => "spawned",
-        (None, true) => "a second floor",
-        (None, false) => "running",
+    let gateway = match (&arguments.node, &arguments.spawn, arguments.self_check) {
+        (Some(_), _, _) => "a node",
+        (_, Some(_), _) => "both planes in one process",
+        (_, _, true) => "a second floor",
+        (_, _, false) => "running",
     };
     let results = serde_json::json!({
         "version": 1,

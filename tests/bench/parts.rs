@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -24,6 +24,17 @@ pub(crate) struct Part {
 impl Part {
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Starts a program whose output goes where `command` says.
+    pub(crate) fn run(mut command: Command) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn()?;
+        Ok(Self { child })
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 
     /// Starts one of our own helpers and returns the address it says it listens on.
@@ -68,8 +79,8 @@ pub(crate) struct Gateway {
     pub(crate) api_key: String,
     pub(crate) model: Option<String>,
     pub(crate) pid: u32,
-    /// Kept so that it lives as long as the run.
-    pub(crate) part: Option<Part>,
+    /// Kept so that they live as long as the run; they end in this order.
+    pub(crate) parts: Vec<Part>,
 }
 
 /// What `tollway up` writes for scripts once it serves.
@@ -119,7 +130,7 @@ impl Gateway {
             api_key,
             model,
             pid,
-            part: Some(part),
+            parts: vec![part],
         })
     }
 }
@@ -145,7 +156,7 @@ fn wait_for_quickstart(part: &mut Part, path: &PathBuf) -> Result<Quickstart> {
     }
 }
 
-fn last_lines(path: &Path) -> String {
+pub(crate) fn last_lines(path: &Path) -> String {
     const LINES: usize = 20;
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<_> = text.lines().collect();

@@ -1,0 +1,262 @@
+//! One node as it is deployed: a control plane of one replica and a node that joined it, each a process of its own.
+//!
+//! Only the node is measured. It is made the way the README tells an operator: `init`, `run`, a join token, `join`, `run`, `apply`, a key.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::parts::{Gateway, Part, endpoint, last_lines};
+
+/// Longest wait for any one step: certificates, an election, a busy machine.
+const STEP_MAX: Duration = Duration::from_secs(60);
+/// Pause between two tries of a step.
+const PAUSE: Duration = Duration::from_millis(200);
+
+const MODEL: &str = "bench/tw-small";
+
+/// The catalog and the tenant that are applied, with PROVIDER and MODEL to be replaced.
+const CATALOG: &str = r#"
+[[resources]]
+kind = "provider"
+id = "bench"
+name = "The scripted provider"
+dialect = "openai"
+base_url = "http://PROVIDER/v1"
+auth = "none"
+private_network = true
+
+[[resources]]
+kind = "model"
+id = "MODEL"
+name = "MODEL"
+context_tokens = 1000000
+
+[[resources]]
+kind = "endpoint"
+id = "bench/MODEL"
+model = "MODEL"
+provider = "bench"
+upstream_model = "tw-small"
+
+[[resources]]
+kind = "price"
+endpoint = "bench/MODEL"
+prices = { input = "0.10", output = "0.20" }
+
+[[resources]]
+kind = "organization"
+id = "bench"
+name = "Bench"
+
+[[resources]]
+kind = "project"
+id = "bench"
+organization = "bench"
+name = "Bench"
+"#;
+
+/// Starts both from the programs in `programs`.
+///
+/// - `brokers`: a Kafka for the usage events; without one the node keeps them in its own folder.
+pub(crate) fn deploy(
+    programs: &Path,
+    folder: &Path,
+    provider: SocketAddr,
+    brokers: Option<&str>,
+) -> Result<Gateway> {
+    let made = Making {
+        programs,
+        folder,
+        admin: Vec::new(),
+    };
+    made.deploy(provider, brokers)
+}
+
+struct Making<'a> {
+    programs: &'a Path,
+    folder: &'a Path,
+    /// The environment of `tollway`.
+    admin: Vec<(&'static str, String)>,
+}
+
+impl Making<'_> {
+    fn deploy(mut self, provider: SocketAddr, brokers: Option<&str>) -> Result<Gateway> {
+        let [admin, peer, api, ops] = free_ports()?;
+        let home = |name: &str| self.folder.join(name);
+        let config = self.write(
+            "control.toml",
+            &format!(
+                "data_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n[peer]\nlisten = \"127.0.0.1:{peer}\"\n",
+                home("control")
+            ),
+        )?;
+        let made = self.tool(
+            "tollway-control",
+            &["init", "--config", &config, "--output", "json"],
+        )?;
+        let made: Value = serde_json::from_str(&made).context("`init` prints JSON")?;
+        let key = made["admin_key"]
+            .as_str()
+            .context("`init` prints the admin key")?;
+        let url = format!("https://127.0.0.1:{admin}");
+        self.admin = vec![
+            ("TOLLWAY_ADMIN_URL", url.clone()),
+            ("TOLLWAY_ADMIN_KEY", key.to_owned()),
+            ("TOLLWAY_CA", home("control").join("ca.pem").display().to_string()),
+        ];
+        let mut control = self.start("tollway-control", &config)?;
+
+        let usage = match brokers {
+            Some(brokers) => format!("sink = \"kafka\"\nbrokers = {brokers:?}"),
+            None => format!("sink = \"file\"\ndir = {:?}", home("usage-log")),
+        };
+        let config = self.write(
+            "node.toml",
+            &format!(
+                "data_dir = {:?}\n[api]\nlisten = \"127.0.0.1:{api}\"\n[ops]\nlisten = \"127.0.0.1:{ops}\"\n[control]\npeers = [\"127.0.0.1:{peer}\"]\n[usage]\n{usage}\n",
+                home("node")
+            ),
+        )?;
+        let token = self.until(&mut control, &["cluster", "join-token", "--node", "bench"])?;
+        let join = [
+            "join",
+            "--config",
+            &config,
+            "--control",
+            &url,
+            "--token",
+            token.trim(),
+        ];
+        self.tool("tollway-data", &join)?;
+        let mut node = self.start("tollway-data", &config)?;
+
+        let catalog = CATALOG
+            .replace("PROVIDER", &provider.to_string())
+            .replace("MODEL", MODEL);
+        let catalog = self.write("catalog.toml", &catalog)?;
+        self.tool("tollway", &["apply", "-f", &catalog])?;
+        let key = self.tool(
+            "tollway",
+            &["key", "create", "--project", "bench", "--output", "json"],
+        )?;
+        let key: Value = serde_json::from_str(&key).context("`key create` prints JSON")?;
+        let api_key = key["key"]
+            .as_str()
+            .context("`key create` shows the key")?
+            .to_owned();
+        let (address, path) = endpoint(&format!("http://127.0.0.1:{api}/v1"))?;
+        self.served(&mut node, address, &api_key)?;
+        Ok(Gateway {
+            address,
+            path,
+            api_key,
+            model: Some(MODEL.to_owned()),
+            pid: node.pid(),
+            parts: vec![node, control],
+        })
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        std::fs::write(&path, text)?;
+        Ok(path.display().to_string())
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    fn start(&self, program: &str, config: &str) -> Result<Part> {
+        let log = File::create(self.log(program))?;
+        let mut command = Command::new(self.program(program));
+        command.args(["run", "--config", config]);
+        command.stdout(log.try_clone()?).stderr(log);
+        Part::run(command).with_context(|| format!("cannot start `{program}`"))
+    }
+
+    fn log(&self, program: &str) -> PathBuf {
+        self.folder.join(format!("{program}.log"))
+    }
+
+    /// Runs a program to its end and returns what it printed.
+    fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let output = Command::new(self.program(program))
+            .args(arguments)
+            .envs(self.admin.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start `{program}`; build it with the same profile"))?;
+        ensure!(
+            output.status.success(),
+            "`{program} {}` failed:\n{}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Tries a `tollway` command until it succeeds, while `part` lives.
+    fn until(&self, part: &mut Part, arguments: &[&str]) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let tried = self.tool("tollway", arguments);
+            if let Some(status) = part.ended()? {
+                bail!("a part ended with {status}; see its log:\n{}", self.last_words());
+            }
+            if tried.is_ok() || start.elapsed() > STEP_MAX {
+                return tried;
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until the node knows the key. It was the last thing that was written, so it has the rest too.
+    fn served(&self, node: &mut Part, address: SocketAddr, api_key: &str) -> Result<()> {
+        let start = Instant::now();
+        while !models(address, api_key).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
+            if let Some(status) = node.ended()? {
+                bail!("the node ended with {status}:\n{}", self.last_words());
+            }
+            ensure!(
+                start.elapsed() < STEP_MAX,
+                "the node does not serve:\n{}",
+                self.last_words()
+            );
+            std::thread::sleep(PAUSE);
+        }
+        Ok(())
+    }
+
+    fn last_words(&self) -> String {
+        let of = |program| format!("--- {program}\n{}", last_lines(&self.log(program)));
+        [of("tollway-control"), of("tollway-data")].join("\n")
+    }
+}
+
+/// What the node answers about its models.
+fn models(address: SocketAddr, api_key: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(STEP_MAX))?;
+    let head = "GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer ";
+    stream.write_all(format!("{head}{api_key}\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Four ports that are free now; held until all are known, so that they differ.
+fn free_ports() -> Result<[u16; 4]> {
+    let held = [(); 4].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let mut ports = [0; 4];
+    for (port, listener) in ports.iter_mut().zip(held) {
+        *port = listener?.local_addr()?.port();
+    }
+    Ok(ports)
+}
