@@ -274,6 +274,12 @@ pub enum Command {
     RecordSpend(RecordSpend),
     /// Switches on behaviour of a newer version, once every replica runs it.
     SetClusterVersion(u32),
+    /// Refuses a replica's certificate from when it is no member any more; the members change right after.
+    RemoveReplica(ReplicaId),
+    /// Notes who had a replica made a voter.
+    PromoteReplica(ReplicaId),
+    /// Notes who had this leader hand over.
+    TransferLeader(ReplicaId),
 }
 
 impl Command {
@@ -311,6 +317,9 @@ impl Command {
             Self::RemoveNode(_) => "node.remove",
             Self::RecordSpend(_) => "spend.record",
             Self::SetClusterVersion(_) => "cluster.set_version",
+            Self::RemoveReplica(_) => "replica.remove",
+            Self::PromoteReplica(_) => "replica.promote",
+            Self::TransferLeader(_) => "leader.transfer",
         }
     }
 }

@@ -11,7 +11,7 @@ use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, 
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
-    OrganizationId, PriceId, ProjectId, ProviderId, Region, Revision, TeamId, WriterId,
+    OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
 };
 use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::notice::Notice;
@@ -270,6 +270,9 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::RemoveBudget(BudgetId::trusted("other")),
         Command::RemoveAdmin(AdminId::trusted("other")),
         Command::RemoveNode(NodeId::trusted("other")),
+        Command::PromoteReplica(ReplicaId(1)),
+        Command::TransferLeader(ReplicaId(1)),
+        Command::RemoveReplica(ReplicaId(1)),
     ]
 }
 

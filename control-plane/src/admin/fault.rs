@@ -92,9 +92,11 @@ impl From<ProposeFault> for Fault {
 impl From<MembersFault> for Fault {
     fn from(fault: MembersFault) -> Self {
         let code = match fault {
-            MembersFault::AlreadyInitialized | MembersFault::LastVoter(_) | MembersFault::Refused(_) => {
-                ProblemCode::Conflict
-            }
+            MembersFault::AlreadyInitialized
+            | MembersFault::LastVoter(_)
+            | MembersFault::Refused(_)
+            | MembersFault::Removed(_)
+            | MembersFault::NoSuccessor => ProblemCode::Conflict,
             MembersFault::NoLeader => ProblemCode::NoLeader,
             MembersFault::NotCaughtUp { .. } | MembersFault::Timeout => ProblemCode::Timeout,
             MembersFault::NotFound(_) => ProblemCode::NotFound,

@@ -10,14 +10,14 @@ use tollway_proto::admin::cluster::{Cluster, LeaderTransfer, Node, NodeConnectio
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Text;
 use tollway_proto::command::{self, Command, Member};
-use tollway_shared::ids::{NodeId, ReplicaId};
+use tollway_shared::ids::{NodeId, ReplicaId, Revision};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::exchange::{Answer, Read, Write, path_id};
 use super::fault::Fault;
 use super::{Api, Nothing, noun};
-use crate::raft::{ClusterStatus, MemberStatus};
+use crate::raft::{ClusterStatus, MemberStatus, MembersFault};
 
 /// How long a handler waits for a change of members. It goes on in the background.
 const CHANGE_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
@@ -152,7 +152,7 @@ async fn promote_replica(
         peer_address: member.peer_address,
         admin_url: member.admin_url,
     };
-    tracing::info!(actor = %write.head.actor, replica = %id, "promotes a replica");
+    api.write(write.head, Command::PromoteReplica(id)).await?;
     let cluster = api.cluster.clone();
     changed(&api, id, async move { cluster.add_replica(id, member).await }).await
 }
@@ -166,7 +166,20 @@ async fn delete_replica(
     write: Write<Nothing>,
 ) -> Result<Answer<Changed>, Fault> {
     let id = replica_id(&id)?;
-    tracing::info!(actor = %write.head.actor, replica = %id, "removes a replica");
+    let (status, state) = (api.cluster.status(), api.cluster.state());
+    let mut voters = status.members.iter().filter(|member| member.voter);
+    if voters.next().is_some_and(|one| one.id == id) && voters.next().is_none() {
+        return Err(MembersFault::LastVoter(id.0).into());
+    }
+    let is_member = status.members.iter().any(|member| member.id == id);
+    if !is_member && state.removed_replicas.contains(&id) {
+        return Err(Fault::not_found("replica", id));
+    }
+    // First the mark, then the members: whoever dies in between is asked again and finds a member.
+    let receipt = api.write(write.head, Command::RemoveReplica(id)).await?;
+    if !is_member {
+        return Ok(Answer::of(receipt.revision, Changed::at(id, receipt.revision)));
+    }
     let cluster = api.cluster.clone();
     changed(&api, id, async move { cluster.remove_replica(id).await }).await
 }
@@ -178,6 +191,15 @@ pub(crate) struct Changed {
     id: u64,
     /// The newest revision.
     revision: u64,
+}
+
+impl Changed {
+    fn at(id: ReplicaId, revision: Revision) -> Self {
+        Self {
+            id: id.0,
+            revision: revision.0,
+        }
+    }
 }
 
 fn replica_id(text: &str) -> Result<ReplicaId, Fault> {
@@ -195,7 +217,7 @@ fn replica_id(text: &str) -> Result<ReplicaId, Fault> {
 async fn changed(
     api: &Api,
     id: ReplicaId,
-    change: impl Future<Output = Result<(), crate::raft::MembersFault>> + Send + 'static,
+    change: impl Future<Output = Result<(), MembersFault>> + Send + 'static,
 ) -> Result<Answer<Changed>, Fault> {
     let change = tokio::spawn(change);
     match tokio::time::timeout(CHANGE_ANSWERED_WITHIN, change).await {
@@ -212,16 +234,10 @@ async fn changed(
         }
     }
     let revision = api.cluster.state().revision;
-    Ok(Answer::of(
-        revision,
-        Changed {
-            id: id.0,
-            revision: revision.0,
-        },
-    ))
+    Ok(Answer::of(revision, Changed::at(id, revision)))
 }
 
-/// Hands leadership to another replica. Ask the leader.
+/// Hands leadership to another replica; the answer names it. Any replica may be asked.
 #[utoipa::path(post, path = "/cluster/transfer", tag = "cluster", request_body = LeaderTransfer,
     responses((status = 200, body = Changed)), security(("admin_key" = ["owner", "operator"])))]
 async fn transfer(
@@ -229,42 +245,22 @@ async fn transfer(
     write: Write<LeaderTransfer>,
 ) -> Result<Answer<Changed>, Fault> {
     let LeaderTransfer {} = write.body;
-    if !api.cluster.is_leader() {
-        return Err(match api.cluster.known_leader() {
-            Some((id, member)) => {
-                let detail = format!(
-                    "only the leader can hand over: ask replica {id} at {}",
-                    member.admin_url
-                );
-                Fault::new(ProblemCode::Unavailable, detail)
-            }
-            None => Fault::new(ProblemCode::NoLeader, "there is no leader right now; try again"),
-        });
-    }
-    tracing::info!(actor = %write.head.actor, "hands leadership over");
-    let late = tokio::time::timeout(TRANSFER_WITHIN, api.cluster.transfer_leader())
-        .await
-        .is_err();
-    match api.cluster.known_leader() {
-        Some((id, _)) if id != api.cluster.id() => {
-            let revision = api.cluster.state().revision;
-            Ok(Answer::of(
-                revision,
-                Changed {
-                    id: id.0,
-                    revision: revision.0,
-                },
-            ))
-        }
-        _ if late => Err(Fault::new(
-            ProblemCode::Timeout,
-            "no other replica took over in time; look at the cluster's status",
-        )),
-        _ => Err(Fault::new(
-            ProblemCode::Conflict,
-            "there is no other voter that could take over",
-        )),
-    }
+    let (from, _) = api.cluster.known_leader().ok_or(MembersFault::NoLeader)?;
+    let receipt = api.write(write.head, Command::TransferLeader(from)).await?;
+    let leader = if receipt.replayed.is_some() {
+        // Handed over when it was asked for the first time; once more would move it on.
+        api.cluster.known_leader().ok_or(MembersFault::NoLeader)?.0
+    } else {
+        let handed = tokio::time::timeout(TRANSFER_WITHIN, api.cluster.hand_over()).await;
+        handed.map_err(|_| {
+            Fault::new(
+                ProblemCode::Timeout,
+                "no other replica took over in time; look at the cluster's status",
+            )
+        })??
+    };
+    let revision = api.cluster.state().revision;
+    Ok(Answer::of(revision, Changed::at(leader, revision)))
 }
 
 /// The routes of members.

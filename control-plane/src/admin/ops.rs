@@ -1,6 +1,7 @@
 //! What machines ask: alive, ready, metrics, the OpenAPI document. No admin key; nothing here tells who a tenant is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Shared;
@@ -10,6 +11,7 @@ use axum::routing::get;
 
 use super::Api;
 use crate::metrics;
+use crate::raft::ProposeFault;
 
 /// What anybody may read.
 pub(crate) const OPEN: [&str; 4] = ["/livez", "/readyz", "/metrics", "/admin/v1/openapi.json"];
@@ -18,7 +20,10 @@ async fn livez() -> &'static str {
     "ok\n"
 }
 
-/// Ready: part of a made cluster, with a leader in sight, and not stopping.
+/// How long a majority has to confirm this replica's state when it is asked whether it is ready.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Ready: part of a made cluster, with a majority that confirms its state, and not stopping. Many who ask at once cost one question.
 async fn readyz(Shared(api): Shared<Arc<Api>>) -> Response {
     let reason = if api.stopping.is_cancelled() {
         "stopping"
@@ -27,7 +32,11 @@ async fn readyz(Shared(api): Shared<Arc<Api>>) -> Response {
     } else if api.cluster.known_leader().is_none() {
         "no leader in sight"
     } else {
-        return "ok\n".into_response();
+        match tokio::time::timeout(CONFIRMED_WITHIN, api.cluster.barrier()).await {
+            Ok(Ok(())) => return "ok\n".into_response(),
+            Ok(Err(ProposeFault::Stopping)) => "stopping",
+            Ok(Err(_)) | Err(_) => "no_quorum: no majority of the replicas confirms this replica's state",
+        }
     };
     (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response()
 }

@@ -109,6 +109,9 @@ pub enum IdentityFault {
     /// A file.
     #[error(transparent)]
     File(#[from] FileFault),
+    /// This replica was removed.
+    #[error("this replica was removed from the cluster")]
+    Removed,
     /// The cluster does not exist yet.
     #[error("the cluster has not been made yet")]
     NoCluster,

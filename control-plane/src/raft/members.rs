@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use tollway_proto::command::Member;
 use tollway_shared::ids::{ClusterId, ReplicaId};
 
-use super::Cluster;
 use super::message::{Answer, Ask, Call, MembersAsk, Reply};
 use super::types::Types;
+use super::{Cluster, HANDOVER_WITHIN};
 
 /// How long adding or removing a replica may take; a new one has to receive the whole state in that time.
 pub const CHANGE_WITHIN: Duration = Duration::from_secs(120);
@@ -53,6 +53,12 @@ pub enum MembersFault {
     /// The consensus library refused.
     #[error("{0}")]
     Refused(String),
+    /// It was removed; its id is not used again.
+    #[error("replica {0} was removed from this cluster; empty its data folder and join again")]
+    Removed(u64),
+    /// Nobody to hand over to.
+    #[error("there is no other voter that could take over")]
+    NoSuccessor,
 }
 
 /// How the cluster is, as this replica sees it.
@@ -154,6 +160,7 @@ impl Cluster {
             return match ask {
                 MembersAsk::Add { id, member } => self.add_here(id, member).await,
                 MembersAsk::Remove { id } => self.remove_here(id).await,
+                MembersAsk::HandOver => self.hand_over_here().await,
             };
         }
         let within = deadline.saturating_duration_since(Instant::now());
@@ -174,6 +181,9 @@ impl Cluster {
     /// Adds a replica, if this one leads.
     pub(super) async fn add_here(&self, id: u64, member: Member) -> Result<(), MembersFault> {
         let deadline = Instant::now() + CHANGE_WITHIN;
+        if !self.lets_in(ReplicaId(id)) {
+            return Err(MembersFault::Removed(id));
+        }
         if self.voters().contains(&id) {
             let members = BTreeMap::from([(id, member)]);
             return self
@@ -204,6 +214,40 @@ impl Cluster {
         }
         self.apply_change(ChangeMembers::RemoveNodes(BTreeSet::from([id])), false, deadline)
             .await
+    }
+
+    /// Whether a replica's certificate counts: it is a member, or may still become one. One that is being removed is a member until
+    /// the change of members is committed.
+    pub fn lets_in(&self, id: ReplicaId) -> bool {
+        self.member(id.0).is_some() || !self.state().removed_replicas.contains(&id)
+    }
+
+    /// Has whoever leads hand over, and returns who leads then. The caller bounds the wait.
+    pub async fn hand_over(&self) -> Result<ReplicaId, MembersFault> {
+        let (from, _) = self.known_leader().ok_or(MembersFault::NoLeader)?;
+        self.change(MembersAsk::HandOver).await?;
+        let mut metrics = self.0.raft.metrics();
+        loop {
+            let leader = metrics.borrow_watched().current_leader;
+            match leader {
+                Some(id) if id != from.0 => return Ok(ReplicaId(id)),
+                _ if metrics.changed().await.is_err() => return Err(MembersFault::NoLeader),
+                _ => {}
+            }
+        }
+    }
+
+    /// Hands over, if this replica leads.
+    pub(super) async fn hand_over_here(&self) -> Result<(), MembersFault> {
+        if !self.is_leader() {
+            return Err(MembersFault::NoLeader);
+        }
+        if self.successor().is_none() {
+            return Err(MembersFault::NoSuccessor);
+        }
+        tokio::time::timeout(HANDOVER_WITHIN, self.transfer_leader())
+            .await
+            .map_err(|_| MembersFault::Timeout)
     }
 
     /// Hands leadership to the voter that is closest, if this replica leads and there is one; returns once another one leads.

@@ -128,6 +128,7 @@ pub(super) struct VoteAsk {
 pub(super) enum MembersAsk {
     Add { id: u64, member: Member },
     Remove { id: u64 },
+    HandOver,
 }
 
 /// The answers. The order of variants is on the wire: append only.

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `propose` | writes and linearizable reads, from any replica |
+//! | `propose`, `rounds` | writes and linearizable reads, from any replica |
 //! | `members` | making a cluster, adding and removing replicas, who leads |
 //! | `machine`, `changes`, `checkpoint` | the applied state, what changed lately, checkpoints |
 //! | `log` | the log on disk |
@@ -20,6 +20,7 @@ mod members;
 mod message;
 mod network;
 mod propose;
+mod rounds;
 mod serve;
 mod service;
 mod types;
@@ -44,6 +45,7 @@ use self::log::LogStore;
 use self::log::disk::{Disk, RedbDisk};
 use self::machine::{Machine, Published};
 use self::network::Network;
+use self::rounds::Rounds;
 use self::types::Types;
 use crate::state::State;
 
@@ -209,6 +211,7 @@ async fn start_with(
         syncs,
         was_empty: empty,
         stopping: AtomicBool::new(false),
+        reads: Rounds::default(),
     })))
 }
 
@@ -228,6 +231,8 @@ struct Inner {
     syncs: Arc<AtomicU64>,
     was_empty: bool,
     stopping: AtomicBool,
+    /// Read indexes, shared by those who wait at the same time.
+    reads: Rounds<Result<u64, ProposeFault>>,
 }
 
 impl Cluster {

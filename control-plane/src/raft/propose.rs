@@ -4,8 +4,10 @@
 //! is [`ProposeFault::Timeout`], and its caller repeats it with the same idempotency key.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
@@ -27,6 +29,8 @@ pub const ENTRY_BYTES_MAX: usize = 4 << 20;
 const BACKOFF_MS: [u64; 4] = [20, 30, 40, 50];
 /// How long a follower that forwarded a write waits until it has applied it too.
 const APPLIED_WAIT: Duration = Duration::from_millis(500);
+/// How long the other replicas have to show that they live, once there was no leader for all of [`PROPOSE_WITHIN`].
+const PROBE_WITHIN: Duration = Duration::from_millis(400);
 /// How long a follower waits for the leader's read index before it asks again.
 const READ_INDEX_WITHIN: Duration = Duration::from_millis(1_500);
 
@@ -86,9 +90,19 @@ impl Cluster {
     /// [`Cluster::state`] may follow. Bounded by [`PROPOSE_WITHIN`].
     pub async fn barrier(&self) -> Result<(), ProposeFault> {
         let deadline = Instant::now() + PROPOSE_WITHIN;
-        let index = self
-            .at_leader(|leader, within| self.read_index_at(leader, within))
-            .await?;
+        // Weak: what waits for its turn must not keep a replica that has stopped.
+        let replica = Arc::downgrade(&self.0);
+        let reading = self.0.reads.next(async move {
+            let replica = Self(replica.upgrade().ok_or(ProposeFault::Stopping)?);
+            replica
+                .at_leader(|leader, within| replica.read_index_at(leader, within))
+                .await
+        });
+        let index = match tokio::time::timeout(PROPOSE_WITHIN + PROBE_WITHIN, reading).await {
+            Ok(read) => read?,
+            // The round before this one took its whole time too.
+            Err(_) => return Err(ProposeFault::NoQuorum),
+        };
         let mut applied = self.applied();
         let reached = applied.wait_for(|applied| *applied >= index);
         match tokio::time::timeout_at(deadline, reached).await {
@@ -202,7 +216,10 @@ impl Cluster {
             }
             let within = deadline.saturating_duration_since(Instant::now());
             if within.is_zero() {
-                return Err(fault);
+                return Err(match fault {
+                    ProposeFault::NoLeader if !self.majority_answers().await => ProposeFault::NoQuorum,
+                    other => other,
+                });
             }
             if let Some(leader) = self.leader(hint.take()) {
                 match attempt(leader, within).await {
@@ -217,6 +234,25 @@ impl Cluster {
             let wait = Duration::from_millis(backoff.next().unwrap_or(BACKOFF_MS[0]));
             tokio::time::sleep(wait.min(deadline.saturating_duration_since(Instant::now()))).await;
         }
+    }
+
+    /// Whether a majority of the voters, this replica among them, can be talked to right now: without one there is no leader to wait for.
+    async fn majority_answers(&self) -> bool {
+        let status = self.status();
+        let voters: Vec<_> = status.members.into_iter().filter(|member| member.voter).collect();
+        let asked = voters.iter().map(|voter| async move {
+            if voter.id == self.0.id {
+                return true;
+            }
+            let call =
+                self.0
+                    .transport
+                    .call(voter.id, &voter.peer_address, Call(Ask::ReadIndex), PROBE_WITHIN);
+            // Any answer will do: a refusal comes from a replica that lives.
+            matches!(tokio::time::timeout(PROBE_WITHIN, call).await, Ok(Ok(_)))
+        });
+        let answered = join_all(asked).await.into_iter().filter(|alive| *alive).count();
+        answered * 2 > voters.len()
     }
 
     /// Who leads, if anyone. A hint of another replica goes before what is known here.

@@ -53,6 +53,7 @@ impl Cluster {
             Ask::ReadIndex => Answer::ReadIndex(self.read_index_here().await),
             Ask::Members(MembersAsk::Add { id, member }) => Answer::Members(self.add_here(id, member).await),
             Ask::Members(MembersAsk::Remove { id }) => Answer::Members(self.remove_here(id).await),
+            Ask::Members(MembersAsk::HandOver) => Answer::Members(self.hand_over_here().await),
         })
     }
 

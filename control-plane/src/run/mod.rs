@@ -336,12 +336,16 @@ fn renew(
         material,
         now: clock::now,
     };
-    let identity = PeerIdentity::Replica(home.replica);
+    let replica = home.replica;
+    let identity = PeerIdentity::Replica(replica);
     async move {
         let issue = |request: String| {
             let (cluster, root, member, identity) =
                 (cluster.clone(), root.clone(), member.clone(), identity.clone());
             async move {
+                if !cluster.lets_in(replica) {
+                    return Err(IdentityFault::Removed);
+                }
                 let authority = Authority::of_state(&cluster.state(), &root)?;
                 authority.issue(&request, &identity, &hosts(&member), now(), LEAF_LIFE)
             }

@@ -16,20 +16,26 @@ use crate::publish::{Publisher, fleet};
 use crate::raft::{Cluster, PeerExtras};
 
 /// What the peer port serves besides consensus.
-struct Extras(Publisher);
+struct Extras {
+    cluster: Cluster,
+    publisher: Publisher,
+}
 
 #[tonic::async_trait]
 impl PeerExtras for Extras {
     fn authorize(&self, extensions: &Extensions) -> Result<(), Status> {
         match extensions.get::<PeerIdentity>() {
-            Some(PeerIdentity::Replica(_)) => Ok(()),
+            Some(PeerIdentity::Replica(id)) if self.cluster.lets_in(*id) => Ok(()),
+            Some(PeerIdentity::Replica(id)) => Err(Status::permission_denied(format!(
+                "replica {id} was removed from this cluster"
+            ))),
             Some(PeerIdentity::Node { .. }) => Err(Status::permission_denied("only replicas may call this")),
             None => Err(Status::unauthenticated("the connection has no identity")),
         }
     }
 
     async fn fleet(&self) -> Result<Bytes, Status> {
-        Ok(fleet::encode(self.0.nodes()).into())
+        Ok(fleet::encode(self.publisher.nodes()).into())
     }
 
     async fn renew(&self, _: Request<RenewRequest>) -> Result<RenewReply, Status> {
@@ -49,8 +55,12 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let incoming = accept::incoming(listener, tls, id, stop.clone());
+    let extras = Extras {
+        cluster: cluster.clone(),
+        publisher: publisher.clone(),
+    };
     let served = tonic::transport::Server::builder()
-        .add_service(cluster.service(Arc::new(Extras(publisher.clone()))))
+        .add_service(cluster.service(Arc::new(extras)))
         .add_service(publisher.service(LEAF_LIFE))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;

@@ -175,3 +175,23 @@ pub(super) fn set_version(state: &mut State, step: &mut Step<'_>, version: u32) 
     state.version = version;
     Ok(())
 }
+
+/// The members themselves are the log's; this is what outlives them: who may not come back, and who wanted it so.
+pub(super) fn remove_replica(state: &mut State, step: &mut Step<'_>, id: ReplicaId) -> Result<(), Refusal> {
+    note(state, step, id)?;
+    state.removed_replicas.insert(id);
+    Ok(())
+}
+
+/// Leaves nothing but the audit record.
+pub(super) fn note(state: &State, step: &mut Step<'_>, id: ReplicaId) -> Result<(), Refusal> {
+    if !(1..=state.last_replica).contains(&id.0) {
+        return Err(not_found("replica", id));
+    }
+    step.audit = Some(audit::Touched {
+        target: format!("replica {id}"),
+        before: None,
+        after: None,
+    });
+    Ok(())
+}

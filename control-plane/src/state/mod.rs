@@ -24,7 +24,7 @@ pub mod tenant;
 pub mod usage;
 pub mod view;
 
-use imbl::{OrdMap, Vector};
+use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
 use tollway_proto::codec::{self, CodecFault, Kind};
 use tollway_proto::command::{
@@ -133,6 +133,8 @@ pub struct State {
     pub audit_head: [u8; 32],
     /// How many audit records there have been.
     pub audit_count: u64,
+    /// Replicas whose certificates are refused once they are no members any more.
+    pub removed_replicas: OrdSet<ReplicaId>,
 }
 
 /// A checkpoint in its stored form.
@@ -279,6 +281,8 @@ fn dispatch(state: &mut State, step: &mut Step<'_>) -> Result<(), Refusal> {
         Command::Join { token, node } => member::join(state, step, token, node.as_ref()),
         Command::RemoveNode(id) => member::remove_node(state, step, id),
         Command::SetClusterVersion(version) => member::set_version(state, step, *version),
+        Command::RemoveReplica(id) => member::remove_replica(state, step, *id),
+        Command::PromoteReplica(id) | Command::TransferLeader(id) => member::note(state, step, *id),
     }
 }
 

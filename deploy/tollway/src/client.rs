@@ -22,6 +22,8 @@ const ROUNDS_MAX: u32 = 3;
 const PAGE_ROWS: u32 = 1_000;
 /// Most pages of one list: every API key of the largest cluster.
 const PAGES_MAX: u32 = 1_100;
+/// What a replica answers when it has waited for a majority in vain.
+const NO_QUORUM: &str = "no_quorum";
 /// Pause after the first round; doubles.
 const PAUSE: Duration = Duration::from_millis(150);
 
@@ -146,22 +148,25 @@ impl Client {
         };
         let idempotency = (method != Method::GET).then(fresh_key).transpose()?;
         let mut pause = PAUSE;
-        let mut last = None;
+        let (mut refused, mut unreachable) = (None, None);
         for round in 1..=ROUNDS_MAX {
             for url in &self.urls {
                 match self.once(url, &method, &path, body, idempotency.as_deref()).await {
-                    Err(failure @ Failure::Unreachable(_)) => last = Some(failure),
-                    Err(Failure::Refused(problem)) if problem.status == 503 => {
-                        last = Some(Failure::Refused(problem));
-                    }
+                    Err(failure @ Failure::Unreachable(_)) => unreachable = Some(failure),
+                    Err(Failure::Refused(problem)) if problem.status == 503 => refused = Some(problem),
                     decided => return decided,
                 }
             }
-            if round < ROUNDS_MAX {
-                tokio::time::sleep(pause).await;
-                pause *= 2;
+            // The replica has waited for a majority as long as anybody should; only another replica could know better.
+            let is_final = refused.as_ref().is_some_and(|problem| problem.code == NO_QUORUM);
+            if is_final || round == ROUNDS_MAX {
+                break;
             }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
+        // What a replica said tells more than that others are silent.
+        let last = refused.map(Failure::Refused).or(unreachable);
         Err(last.unwrap_or_else(|| Failure::Usage("no admin URL is given".into())))
     }
 
@@ -235,6 +240,44 @@ mod tests {
     #[test]
     fn an_id_with_slashes_stays_one_segment() {
         assert_eq!(segment("openai/gpt-5:free"), "openai%2Fgpt-5%3Afree");
+    }
+
+    #[tokio::test]
+    async fn without_a_majority_the_one_replica_that_answers_is_heard_and_asked_once() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU32, Ordering};
+
+        use axum::http::StatusCode;
+        use axum::response::IntoResponse as _;
+
+        crate::install_crypto();
+        let asked = Arc::new(AtomicU32::new(0));
+        let counter = asked.clone();
+        let handler = async move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            let problem = serde_json::json!({"code": "no_quorum", "detail": "no majority"});
+            (StatusCode::SERVICE_UNAVAILABLE, axum::Json(problem)).into_response()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await });
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = format!("http://{}", free.local_addr().unwrap());
+        drop(free);
+        let client = Client::new(Target {
+            urls: vec![dead.clone(), alive, dead],
+            key: "k".into(),
+            ca: None,
+        })
+        .unwrap();
+        let failure = client.put("models/a", &Value::Null, None).await.unwrap_err();
+        assert_eq!(failure.code(), 8, "{failure}");
+        assert!(failure.to_string().contains("no_quorum"), "{failure}");
+        assert_eq!(
+            asked.load(Ordering::SeqCst),
+            1,
+            "each answer took it four seconds"
+        );
     }
 
     #[tokio::test]

@@ -1,0 +1,229 @@
+//! Bodies: read within bounds, parsed, and every refusal with the field that is wrong.
+
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::{HeaderMap, Uri, header};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tollway_proto::admin::problem::ProblemCode;
+
+use super::fault::Fault;
+
+/// Largest body of a request.
+pub const BODY_BYTES_MAX: usize = 1 << 20;
+/// How long a body may take to arrive.
+const BODY_WITHIN: Duration = Duration::from_secs(15);
+/// Fields whose text may have lines; everything else is one line.
+const LINES: [&str; 3] = ["description", "reason", "request_pem"];
+/// The field that people and programs follow.
+const LINK: &str = "url";
+
+/// Reads a body of at most [`BODY_BYTES_MAX`].
+pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
+    let too_large = || {
+        Fault::new(
+            ProblemCode::TooLarge,
+            format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once"),
+        )
+    };
+    let stated = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if stated.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    let bytes = tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX))
+        .await
+        .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body did not arrive in time"))?
+        .map_err(|error| match limit_reached(&error) {
+            true => too_large(),
+            false => Fault::new(
+                ProblemCode::InvalidRequest,
+                "the body could not be read to its end",
+            ),
+        })?;
+    if !bytes.is_empty() && !is_json(headers) {
+        return Err(Fault::at(
+            ProblemCode::UnsupportedMediaType,
+            "Content-Type",
+            "the body must be JSON: send `Content-Type: application/json`",
+        ));
+    }
+    Ok(bytes)
+}
+
+fn limit_reached(error: &axum::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if inner.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        source = inner.source();
+    }
+    false
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    let essence = value
+        .and_then(|value| value.split(';').next())
+        .unwrap_or_default();
+    essence.trim().eq_ignore_ascii_case("application/json")
+}
+
+/// Reads a JSON body, naming the field that is wrong. An empty body is `{}`.
+pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    let bytes = if bytes.is_empty() { b"{}".as_slice() } else { bytes };
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        // For a number where a word is expected the reader says that there is no value; the body is JSON all the same.
+        let json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
+        body_fault(&path, error.inner(), json)
+    })?;
+    reader.end().map_err(|error| body_fault(".", &error, false))?;
+    // A list would be read as the fields in their order, and text is shown on terminals and put into headers.
+    let json: Value = serde_json::from_slice(bytes).map_err(|error| body_fault(".", &error, false))?;
+    if !json.is_object() {
+        let detail = "`body` must be a JSON object: `{…}`";
+        return Err(Fault::at(ProblemCode::InvalidRequest, "body", detail));
+    }
+    if let Some((path, why)) = unfit(&json, "") {
+        let detail = format!("`{path}` {why}");
+        return Err(Fault::at(ProblemCode::InvalidRequest, path, detail));
+    }
+    Ok(value)
+}
+
+fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
+    let text = error.to_string();
+    if !error.is_data() && !json {
+        return Fault::new(
+            ProblemCode::MalformedJson,
+            format!("the body is not JSON: {text}"),
+        );
+    }
+    // Without the reader's " at line 1 column 7": the field says where.
+    let what = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(what, _)| what);
+    let quoted = |start: &str| what.strip_prefix(start)?.split('`').next();
+    let inside = |name: &str| match path.trim_matches('.') {
+        "" => name.to_owned(),
+        path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    if let Some(name) = quoted("unknown field `") {
+        let known = what
+            .split_once("expected ")
+            .map_or(String::new(), |(_, known)| format!("; known here: {known}"));
+        let field = inside(name);
+        let detail = format!("`{field}` is not a field{known}");
+        return Fault::at(ProblemCode::Invalid, field, detail);
+    }
+    if let Some(name) = quoted("missing field `") {
+        let field = inside(name);
+        let detail = format!("`{field}` is missing");
+        return Fault::at(ProblemCode::Invalid, field, detail);
+    }
+    if let Some(name) = quoted("duplicate field `") {
+        let field = inside(name);
+        let detail = format!("`{field}` is given twice");
+        return Fault::at(ProblemCode::Invalid, field, detail);
+    }
+    let field = path.trim_matches('.');
+    let field = if field.is_empty() { "body" } else { field };
+    let what = if error.is_data() {
+        what
+    } else {
+        "is of the wrong type"
+    };
+    Fault::at(ProblemCode::Invalid, field, format!("`{field}`: {what}"))
+}
+
+/// The first field whose text may not be shown or followed as it is, and why.
+fn unfit(value: &Value, path: &str) -> Option<(String, String)> {
+    let inside = |name: &str| match path {
+        "" => name.to_owned(),
+        path => format!("{path}.{name}"),
+    };
+    match value {
+        Value::String(text) => unfit_text(path.rsplit('.').next()?, text).map(|why| (path.to_owned(), why)),
+        Value::Array(items) => items
+            .iter()
+            .enumerate()
+            .find_map(|(index, item)| unfit(item, &format!("{path}[{index}]"))),
+        Value::Object(fields) => fields.iter().find_map(|(name, item)| unfit(item, &inside(name))),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
+
+fn unfit_text(name: &str, text: &str) -> Option<String> {
+    let has_lines = LINES.contains(&name);
+    let is_wrong = |c: &char| c.is_control() && !(has_lines && matches!(c, '\n' | '\r' | '\t'));
+    if let Some(found) = text.chars().find(is_wrong) {
+        return Some(format!(
+            "contains the control character U+{:04X}",
+            u32::from(found)
+        ));
+    }
+    let is_link = || {
+        let uri: Uri = text.parse().ok()?;
+        let follows = matches!(uri.scheme_str(), Some("http" | "https"));
+        Some(follows && uri.host().is_some_and(|host| !host.is_empty()))
+    };
+    (name == LINK && is_link() != Some(true))
+        .then(|| "must be an absolute `https://` or `http://` URL".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use tollway_proto::admin::problem::Problem;
+    use tollway_proto::admin::tenant::OrganizationPut;
+
+    use super::*;
+
+    fn refused(body: &str) -> Problem {
+        parse_body::<OrganizationPut>(body.as_bytes())
+            .err()
+            .unwrap_or_else(|| panic!("`{body}` is taken"))
+            .problem()
+    }
+
+    #[test]
+    fn a_list_and_control_characters_are_refused_by_the_name_of_their_field() {
+        assert!(parse_body::<OrganizationPut>(br#"{"name": "Acm\u00e9"}"#).is_ok());
+        for (body, field) in [
+            ("[]", "body"),
+            (r#"["x"]"#, "body"),
+            (r#"{"name": "a\u0000b"}"#, "name"),
+            (r#"{"name": "a\nb"}"#, "name"),
+            (r#"{"name": "a\u009bb"}"#, "name"),
+        ] {
+            let problem = refused(body);
+            assert_eq!(
+                (problem.status, problem.field.as_deref()),
+                (400, Some(field)),
+                "{body}"
+            );
+        }
+        let nested = serde_json::json!({"a": [{"name": "\u{7}"}], "description": "two\nlines"});
+        assert_eq!(unfit(&nested, "").unwrap().0, "a[0].name");
+        for (url, fits) in [
+            ("https://example.com/notice?id=1", true),
+            ("http://example.com", true),
+            ("javascript:alert(1)", false),
+            ("/notice", false),
+            ("https://", false),
+            ("ftp://example.com", false),
+            ("https://a b", false),
+            ("", false),
+        ] {
+            let found = unfit(&serde_json::json!({"url": url}), "");
+            assert_eq!(found.is_none(), fits, "{url}: {found:?}");
+        }
+    }
+}
