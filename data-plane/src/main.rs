@@ -1,6 +1,7 @@
 //! `tollway-data`: the data plane's process.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Parser, Subcommand};
@@ -85,7 +86,18 @@ impl Settings {
     }
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match act() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fault) => {
+            // For people: the causes in one line, no backtrace.
+            eprintln!("tollway-data: {fault:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act() -> Result<()> {
     // One provider of cryptography in the process; an error means that it was chosen already.
     drop(rustls::crypto::ring::default_provider().install_default());
     match Cli::parse().command {

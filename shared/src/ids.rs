@@ -27,6 +27,9 @@ pub enum IdFault {
         /// The allowed set, for people.
         allowed: &'static str,
     },
+    /// `.` or `..`, whole or as a part of a path: clients and proxies fold them away.
+    #[error("must not be `.` or `..`, nor have them as a part between slashes")]
+    Dots,
     /// A model id without the `author/slug` form.
     #[error("must have the form `author/slug`")]
     NotAuthorSlug,
@@ -38,6 +41,9 @@ fn checked(text: &str, extra: &str, allowed: &'static str) -> Result<Arc<str>, I
     }
     if text.len() > ID_BYTES_MAX {
         return Err(IdFault::Long(text.len()));
+    }
+    if text.split('/').any(|part| matches!(part, "." | "..")) {
+        return Err(IdFault::Dots);
     }
     match text
         .chars()
@@ -224,6 +230,11 @@ mod tests {
     fn an_id_names_its_first_bad_character() {
         assert_eq!(OrganizationId::parse("acme").unwrap().as_str(), "acme");
         assert_eq!(OrganizationId::parse(""), Err(IdFault::Empty));
+        for dots in [".", ".."] {
+            assert_eq!(OrganizationId::parse(dots), Err(IdFault::Dots));
+            assert_eq!(ModelId::parse(&format!("a/{dots}")), Err(IdFault::Dots));
+        }
+        assert_eq!(ModelId::parse("a/b..c").unwrap().as_str(), "a/b..c");
         assert!(matches!(
             OrganizationId::parse("a b"),
             Err(IdFault::Character { found: ' ', .. })

@@ -10,8 +10,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
-use super::exchange::{Answer, Read, wrong_param};
+use super::exchange::{Answer, Read};
 use super::fault::Fault;
+use super::params::wrong_param;
 use crate::state::audit;
 
 /// Lists audit records, oldest first; `after` is a sequence number.

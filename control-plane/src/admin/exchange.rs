@@ -1,33 +1,28 @@
-//! What every handler does the same way: query parameters, bodies, idempotency keys, linearizable reads, proposals, answers.
+//! What every handler does the same way: idempotency keys, linearizable reads, proposals, answers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Textual;
-use tollway_proto::admin::{PAGE_ROWS, PAGE_ROWS_MAX};
 use tollway_proto::command::{Command, Idempotency, Outcome, Receipt};
 use tollway_shared::ids::Revision;
 use tollway_shared::seal;
 
 use super::Api;
 use super::auth::Principal;
+use super::body::{parse_body, read_body};
 use super::fault::Fault;
+use super::params::{Params, wrong_param};
 use crate::raft::Proposal;
 use crate::state::State;
 
-/// Largest body of a request.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
-/// How long a body may take to arrive.
-const BODY_WITHIN: Duration = Duration::from_secs(15);
 /// Longest `Idempotency-Key`.
 pub const IDEMPOTENCY_BYTES_MAX: usize = 255;
 /// How long an answer waits for this replica to see a write that another one applied.
@@ -38,89 +33,6 @@ const REVISION_HEADER: &str = "x-tollway-revision";
 const APPLIED_HEADER: &str = "x-tollway-applied";
 /// The header that labels a read that may be old.
 const CONSISTENCY_HEADER: &str = "x-tollway-consistency";
-
-/// Query parameters. Each is taken by name; what is left over is refused by name.
-#[derive(Debug, Default)]
-pub(crate) struct Params(BTreeMap<String, String>);
-
-impl Params {
-    fn of(uri: &Uri) -> Result<Self, Fault> {
-        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|error| {
-            Fault::new(
-                ProblemCode::InvalidRequest,
-                format!("the query cannot be read: {error}"),
-            )
-        })?;
-        let mut params = BTreeMap::new();
-        for (name, value) in pairs {
-            if params.insert(name.clone(), value).is_some() {
-                return Err(wrong_param(&name, "is given twice"));
-            }
-        }
-        Ok(Self(params))
-    }
-
-    /// A parameter as it is.
-    pub(crate) fn take(&mut self, name: &str) -> Option<String> {
-        self.0.remove(name)
-    }
-
-    /// A parameter that has a text form.
-    pub(crate) fn take_text<T: Textual>(&mut self, name: &str) -> Result<Option<T>, Fault> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(text) => T::read(&text).map(Some).map_err(|why| wrong_param(name, why)),
-        }
-    }
-
-    fn take_number(&mut self, name: &str) -> Result<Option<u64>, Fault> {
-        match self.take(name) {
-            None => Ok(None),
-            Some(text) => text
-                .parse()
-                .map(Some)
-                .map_err(|_| wrong_param(name, format!("`{text}` is not a whole number"))),
-        }
-    }
-
-    /// The page that is asked for.
-    pub(crate) fn take_window(&mut self) -> Result<Window, Fault> {
-        let limit = self.take_number("limit")?.unwrap_or(PAGE_ROWS as u64);
-        let limit = usize::try_from(limit)
-            .ok()
-            .filter(|limit| (1..=PAGE_ROWS_MAX).contains(limit))
-            .ok_or_else(|| wrong_param("limit", format!("must be between 1 and {PAGE_ROWS_MAX}")))?;
-        Ok(Window {
-            limit,
-            after: self.take("after"),
-        })
-    }
-
-    fn done(&self) -> Result<(), Fault> {
-        match self.0.keys().next() {
-            None => Ok(()),
-            Some(name) => Err(wrong_param(name, "is not a parameter of this route")),
-        }
-    }
-}
-
-/// A parameter that is wrong.
-pub(crate) fn wrong_param(name: &str, why: impl std::fmt::Display) -> Fault {
-    Fault::at(
-        ProblemCode::InvalidRequest,
-        name,
-        format!("query parameter `{name}`: {why}"),
-    )
-}
-
-/// The page of a list that is asked for.
-#[derive(Debug)]
-pub(crate) struct Window {
-    /// Most rows.
-    pub(crate) limit: usize,
-    /// Only what comes after this id.
-    pub(crate) after: Option<String>,
-}
 
 /// An id in the path.
 pub(crate) fn path_id<T: Textual>(field: &str, text: &str) -> Result<T, Fault> {
@@ -270,121 +182,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Fault> {
         )));
     }
     Ok(Some(key))
-}
-
-/// Reads a body of at most [`BODY_BYTES_MAX`].
-pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
-    let too_large = || {
-        Fault::new(
-            ProblemCode::TooLarge,
-            format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once"),
-        )
-    };
-    let stated = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if stated.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-        return Err(too_large());
-    }
-    let bytes = tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX))
-        .await
-        .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body did not arrive in time"))?
-        .map_err(|error| match limit_reached(&error) {
-            true => too_large(),
-            false => Fault::new(
-                ProblemCode::InvalidRequest,
-                "the body could not be read to its end",
-            ),
-        })?;
-    if !bytes.is_empty() && !is_json(headers) {
-        return Err(Fault::at(
-            ProblemCode::UnsupportedMediaType,
-            "Content-Type",
-            "the body must be JSON: send `Content-Type: application/json`",
-        ));
-    }
-    Ok(bytes)
-}
-
-fn limit_reached(error: &axum::Error) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if inner.is::<http_body_util::LengthLimitError>() {
-            return true;
-        }
-        source = inner.source();
-    }
-    false
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = value
-        .and_then(|value| value.split(';').next())
-        .unwrap_or_default();
-    essence.trim().eq_ignore_ascii_case("application/json")
-}
-
-/// Reads a JSON body, naming the field that is wrong. An empty body is `{}`.
-pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
-    let bytes = if bytes.is_empty() { b"{}".as_slice() } else { bytes };
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let path = error.path().to_string();
-        // For a number where a word is expected the reader says that there is no value; the body is JSON all the same.
-        let json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
-        body_fault(&path, error.inner(), json)
-    })?;
-    reader.end().map_err(|error| body_fault(".", &error, false))?;
-    Ok(value)
-}
-
-fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
-    let text = error.to_string();
-    if !error.is_data() && !json {
-        return Fault::new(
-            ProblemCode::MalformedJson,
-            format!("the body is not JSON: {text}"),
-        );
-    }
-    // Without the reader's " at line 1 column 7": the field says where.
-    let what = text
-        .rsplit_once(" at line ")
-        .map_or(text.as_str(), |(what, _)| what);
-    let quoted = |start: &str| what.strip_prefix(start)?.split('`').next();
-    let inside = |name: &str| match path.trim_matches('.') {
-        "" => name.to_owned(),
-        path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
-        path => format!("{path}.{name}"),
-    };
-    if let Some(name) = quoted("unknown field `") {
-        let known = what
-            .split_once("expected ")
-            .map_or(String::new(), |(_, known)| format!("; known here: {known}"));
-        let field = inside(name);
-        let detail = format!("`{field}` is not a field{known}");
-        return Fault::at(ProblemCode::Invalid, field, detail);
-    }
-    if let Some(name) = quoted("missing field `") {
-        let field = inside(name);
-        let detail = format!("`{field}` is missing");
-        return Fault::at(ProblemCode::Invalid, field, detail);
-    }
-    if let Some(name) = quoted("duplicate field `") {
-        let field = inside(name);
-        let detail = format!("`{field}` is given twice");
-        return Fault::at(ProblemCode::Invalid, field, detail);
-    }
-    let field = path.trim_matches('.');
-    let field = if field.is_empty() { "body" } else { field };
-    let what = if error.is_data() {
-        what
-    } else {
-        "is of the wrong type"
-    };
-    Fault::at(ProblemCode::Invalid, field, format!("`{field}`: {what}"))
 }
 
 /// An answer: its status, the revision it speaks of, its body.

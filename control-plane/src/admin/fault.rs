@@ -32,6 +32,11 @@ impl Fault {
         Self::new(ProblemCode::NotFound, format!("{noun} `{id}` does not exist"))
     }
 
+    #[cfg(test)]
+    pub(crate) fn problem(self) -> Problem {
+        *self.0
+    }
+
     /// The response, with the request's id in it.
     pub(crate) fn render(self, instance: &str) -> Response<Body> {
         let mut problem = *self.0;

@@ -21,7 +21,8 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::PEPPER_VERSION;
-use super::exchange::{Answer, Head, parse_body, read_body};
+use super::body::{parse_body, read_body};
+use super::exchange::{Answer, Head};
 use super::fault::Fault;
 use crate::clock;
 use crate::identity::authority::{LEAF_LIFE, host_of};

@@ -6,7 +6,8 @@
 //! | file | what |
 //! |---|---|
 //! | `auth` | who asks, and which roles a route allows |
-//! | `exchange` | what every handler does: parameters, bodies, idempotency, reads, proposals, answers |
+//! | `params`, `body` | query parameters and bodies, and refusals that name what is wrong in them |
+//! | `exchange` | what every handler does: idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
 //! | `catalog`, `tenant`, `keys`, `admins`, `join_tokens`, `member`, `join`, `usage`, `audit` | the routes |
 //! | `ops` | health, metrics, the OpenAPI document |
@@ -16,6 +17,7 @@
 mod admins;
 mod audit;
 mod auth;
+mod body;
 mod catalog;
 mod exchange;
 mod fault;
@@ -27,6 +29,7 @@ mod member;
 mod noun;
 mod openapi;
 mod ops;
+mod params;
 mod tenant;
 mod usage;
 
@@ -58,7 +61,8 @@ use crate::raft::Cluster;
 
 pub(crate) use self::admins::new_admin;
 pub use self::auth::PEPPER_VERSION;
-pub use self::exchange::{BODY_BYTES_MAX, IDEMPOTENCY_BYTES_MAX};
+pub use self::body::BODY_BYTES_MAX;
+pub use self::exchange::IDEMPOTENCY_BYTES_MAX;
 pub use self::fleet::{Fleet, FleetView, NoFleet};
 
 /// The header with a request's id, also the `instance` of a refusal.

@@ -13,8 +13,9 @@ use tollway_proto::command::Command;
 use tollway_shared::time::UnixMillis;
 
 use super::Api;
-use super::exchange::{Answer, Head, Read, Window, Write, path_id, wrong_param};
+use super::exchange::{Answer, Head, Read, Write, path_id};
 use super::fault::Fault;
+use super::params::{Window, wrong_param};
 use crate::clock;
 use crate::state::{Kept, State};
 

@@ -14,8 +14,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::Api;
-use super::exchange::{Answer, Params, Read, Window, wrong_param};
+use super::exchange::{Answer, Read};
 use super::fault::Fault;
+use super::params::{Params, Window, wrong_param};
 use crate::state::{State, usage};
 
 /// Most sums that one query reads: they are in memory, and this is some tenths of a second.

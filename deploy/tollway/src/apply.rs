@@ -303,6 +303,10 @@ mod tests {
             text.contains("context_tokens") && text.contains("model a/b (f, resource 1)"),
             "{text}"
         );
+        let price = r#"{"kind":"price","endpoint":"p/a/b","prices":{"input":"1","output":"2"}}"#;
+        let price = crate::documents::parse(price, "f").unwrap().remove(0);
+        let line = Change::Create.describe(&price);
+        assert_eq!(line, "+ price of p/a/b", "a line names what it is about");
     }
 
     fn differing(wanted: Value, there: Value) -> Vec<String> {

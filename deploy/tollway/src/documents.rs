@@ -28,9 +28,14 @@ pub(crate) struct Document {
 }
 
 impl Document {
-    /// `kind id`, for people.
+    /// `kind id`, for people. A price is known by its endpoint.
     pub(crate) fn title(&self) -> String {
-        format!("{} {}", self.noun.kind, self.id.as_deref().unwrap_or("(new)"))
+        let named = |name: &str| self.fields.get(name).and_then(Value::as_str);
+        match (&self.id, named("endpoint")) {
+            (Some(id), _) => format!("{} {id}", self.noun.kind),
+            (None, Some(endpoint)) => format!("{} of {endpoint}", self.noun.kind),
+            (None, None) => format!("{} (new)", self.noun.kind),
+        }
     }
 }
 
