@@ -1,4 +1,6 @@
-//! Budgets: money per period at one level of a tenant path.
+//! Budgets: money per period at one level of a tenant path; [`terms`] says all that a budget can say.
+
+pub mod terms;
 
 use serde::{Deserialize, Serialize};
 

@@ -176,51 +176,60 @@ impl fmt::Display for Revision {
     }
 }
 
-/// One life of one usage writer: 128 random bits minted when a spool writer starts. Text form: 32 hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WriterId(pub u128);
+macro_rules! life_id {
+    ($(#[$doc:meta])* $name:ident, $fault:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub u128);
 
-impl WriterId {
-    /// Reads the 32-digit hex form.
-    pub fn parse(text: &str) -> Option<Self> {
-        (text.len() == 32)
-            .then(|| u128::from_str_radix(text, 16).ok().map(Self))
-            .flatten()
-    }
-}
-
-impl fmt::Display for WriterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl fmt::Debug for WriterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-impl Serialize for WriterId {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if serializer.is_human_readable() {
-            serializer.collect_str(self)
-        } else {
-            serializer.serialize_u128(self.0)
+        impl $name {
+            /// Reads the 32-digit hex form.
+            pub fn parse(text: &str) -> Option<Self> {
+                (text.len() == 32)
+                    .then(|| u128::from_str_radix(text, 16).ok().map(Self))
+                    .flatten()
+            }
         }
-    }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if serializer.is_human_readable() {
+                    serializer.collect_str(self)
+                } else {
+                    serializer.serialize_u128(self.0)
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                if deserializer.is_human_readable() {
+                    let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+                    Self::parse(&text).ok_or_else(|| serde::de::Error::custom($fault))
+                } else {
+                    u128::deserialize(deserializer).map(Self)
+                }
+            }
+        }
+    };
 }
 
-impl<'de> Deserialize<'de> for WriterId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        if deserializer.is_human_readable() {
-            let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-            Self::parse(&text).ok_or_else(|| serde::de::Error::custom("a writer id is 32 hex digits"))
-        } else {
-            u128::deserialize(deserializer).map(Self)
-        }
-    }
-}
+life_id!(/// One life of one usage writer: 128 random bits minted when a spool writer starts. Text form: 32 hex digits.
+    WriterId, "a writer id is 32 hex digits");
+life_id!(/// One life of a node's process: 128 random bits minted when it starts. Leases belong to one. Text form: 32 hex digits.
+    Incarnation, "an incarnation is 32 hex digits");
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,8 @@
 //! | [`time`] | wall-clock instants and calendar windows, given from outside |
 //! | [`catalog`], [`notice`] | providers, models, endpoints, prices; retirement notices |
 //! | [`tenant`], [`budget`] | organization → team → project → API key; money per period |
+//! | [`window`] | when a budget starts again: calendar windows in a time zone |
+//! | [`lease`] | how a budget holds on many nodes: slices granted, held, settled |
 //! | [`snapshot`] | what a node routes on: an indexed, read-only view of one revision |
 //! | [`fault`] | the error table of the public API |
 //! | [`key_text`], [`seal`], [`secret`] | the text form of keys, sealing at rest, redaction |
@@ -20,6 +22,7 @@ pub mod cost;
 pub mod fault;
 pub mod ids;
 pub mod key_text;
+pub mod lease;
 pub mod money;
 pub mod notice;
 pub mod seal;
@@ -28,3 +31,4 @@ pub mod snapshot;
 pub mod tenant;
 pub mod time;
 pub mod tokens;
+pub mod window;

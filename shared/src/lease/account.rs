@@ -1,0 +1,104 @@
+//! One budget at the control plane: its terms, its current window, and the last few before it.
+
+use serde::{Deserialize, Serialize};
+
+use super::book::{Book, Lease};
+use super::message::{Epoch, Grant, Line, Want};
+use super::size;
+use crate::budget::terms::Terms;
+use crate::ids::{BudgetId, Incarnation};
+use crate::time::UnixMillis;
+
+/// Windows behind the current one that still take reports. What is out in older ones stays charged to them for ever.
+pub const PAST_MAX: usize = 2;
+/// A counter above this is not believed, and no grant goes beyond it: sums of three stay far from overflow.
+pub const COUNTER_MAX: i64 = i64::MAX / 4;
+
+/// One budget: its terms and its windows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Account {
+    /// What the budget says.
+    pub terms: Terms,
+    /// The current window.
+    pub book: Book,
+    /// The windows before, newest first; at most [`PAST_MAX`].
+    pub past: Vec<Book>,
+}
+
+impl Account {
+    pub(super) fn refresh(&mut self, now: UnixMillis) {
+        let limit = self.terms.limit_at(now);
+        if limit != self.book.limit {
+            self.book.set_limit(limit);
+        }
+    }
+
+    /// The windows that are behind once the current one is.
+    pub(super) fn rolled(&self) -> Vec<Book> {
+        let books = std::iter::once(&self.book).chain(&self.past);
+        books.take(PAST_MAX).cloned().collect()
+    }
+
+    pub(super) fn books(&mut self) -> impl Iterator<Item = &mut Book> {
+        std::iter::once(&mut self.book).chain(&mut self.past)
+    }
+
+    pub(super) fn book_mut(&mut self, epoch: Epoch) -> Option<&mut Book> {
+        self.books().find(|book| book.epoch == epoch)
+    }
+
+    /// Moves money from free to a lease. Says whether a waiting request got less than it wants.
+    pub(super) fn lease_out(&mut self, incarnation: Incarnation, want: &Want, nodes: usize) -> bool {
+        let lease = self.book.leases.get(&incarnation).cloned().unwrap_or_default();
+        let lack = size::lack(&self.book, &lease, want);
+        let amount = size::grant(grantable(&self.book, &lease), nodes, want, lack);
+        // What is for the time without a control plane comes on top, once, and only from what nobody waits for.
+        let standby = self.terms.standby(self.book.limit).saturating_sub(lease.reserve);
+        let share = (grantable(&self.book, &lease) - i128::from(amount)).max(0) / (2 * nodes.max(1) as i128);
+        let more = standby.clamp(0, i64::try_from(share).unwrap_or(i64::MAX));
+        self.book.line(incarnation, |lease| {
+            lease.granted += amount + more;
+            lease.reserve += more;
+        });
+        want.urgent && amount < lack.wanted
+    }
+
+    /// The lease as its holder is told.
+    pub(super) fn shown(&self, budget: &BudgetId, incarnation: Incarnation, short: bool) -> Grant {
+        let lease = self.book.leases.get(&incarnation).cloned().unwrap_or_default();
+        Grant {
+            budget: budget.clone(),
+            epoch: self.book.epoch,
+            ends_at: self.book.span.end,
+            granted: lease.granted,
+            spent: lease.spent,
+            returned: lease.returned,
+            reserve: lease.reserve,
+            open: self.book.free <= 0,
+            short,
+            recall: lease.recall,
+            recall_amount: lease.recall_amount,
+        }
+    }
+}
+
+/// What may be granted of a book to a lease.
+pub(super) fn grantable(book: &Book, lease: &Lease) -> i128 {
+    book.free.min(i128::from(COUNTER_MAX - lease.granted)).max(0)
+}
+
+/// Takes the larger of each counter.
+pub(super) fn merge(lease: &mut Lease, line: &Line) {
+    // Hints go with the newest report: the one that knows most of any counter.
+    let newer = line.spent >= lease.spent
+        && line.returned >= lease.returned
+        && line.seen >= lease.seen
+        && line.recall >= lease.obeyed;
+    if newer {
+        lease.held = line.held;
+    }
+    lease.spent = lease.spent.max(line.spent);
+    lease.returned = lease.returned.max(line.returned);
+    lease.seen = lease.seen.max(line.seen);
+    lease.obeyed = lease.obeyed.max(line.recall);
+}
