@@ -12,8 +12,8 @@
 //! | [`member`] | holders as the grantor knows them |
 //! | [`grantor`] | [`grantor::Books`]: all budgets and holders; a function per command |
 //! | [`size`] | how much to grant, whom to ask for money back |
-//! | [`slice`] | the atomic counters of a node's slice |
-//! | [`hold`] | [`hold::hold`] and [`hold::Hold`]: the hot path |
+//! | [`mod@slice`] | the atomic counters of a node's slice |
+//! | [`hold`] | [`hold::hold()`] and [`hold::Hold`]: the hot path |
 //! | [`holder`] | [`holder::Holder`]: asks, answers, reports, recalls |
 //!
 //! # What holds
@@ -41,7 +41,7 @@
 //!    former incarnations, sum them by (budget, epoch), requests without an outcome at their whole hold, and send a
 //!    [`message::Closing`] for each ([`grantor::Books::close`]); `doubtful` if the machine has rebooted since and the spool is not
 //!    synced before each hold is used. So intents in the spool must name budget, epoch and amount of each part of their hold.
-//! 2. A request: look its budgets' slices up in the published [`holder::Slices`], [`hold::hold`]. [`hold::Short::Lease`] → [`holder::Holder::ask`]
+//! 2. A request: look its budgets' slices up in the published [`holder::Slices`], [`hold::hold()`]. [`hold::Short::Lease`] → [`holder::Holder::ask`]
 //!    → the leader adds [`grantor::Books::due`] to the command → `roll`, then [`grantor::Books::grant`] → [`holder::Holder::take`] →
 //!    hold again. [`message::Verdict::Recalling`]: again in some tens of milliseconds, a few times.
 //! 3. It ends: [`hold::Hold::settle`].

@@ -66,7 +66,7 @@ pub struct Claim {
 /// Why nothing is held. Nothing has been taken from any level.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Short {
-    /// Ask the control plane for all of these in one [`super::Ask`], merge the answer, try again; at most a few times. If it
+    /// Ask the control plane for all of these in one [`super::message::Ask`], merge the answer, try again; at most a few times. If it
     /// cannot be asked: 503, never 403, for nobody knows that the budget is spent.
     Lease(Vec<Want>),
     /// Budgets clamp: lower the output cap so that the worst case fits into this, say so in a header, and try again.
