@@ -12,12 +12,9 @@ use std::path::{Path, PathBuf};
 use tollway_shared::fault::Fault;
 
 /// Lines above which a file needs a reason here.
-const LINES_MAX: usize = 600;
+const LINES_MAX: usize = 500;
 /// Files that are longer, and why.
-const LONG: &[(&str, &str)] = &[(
-    "control-plane/src/raft/tests.rs",
-    "one test harness for every fault of the replicated log",
-)];
+const LONG: &[(&str, &str)] = &[];
 /// Folders and files that decide and do nothing else.
 const PURE: &[&str] = &[
     "shared/src",
@@ -43,7 +40,7 @@ const BARRED: &[(&str, &str)] = &[
 /// Exceptions, and why.
 const ALLOWED: &[(&str, &str, &str)] = &[
     (
-        "shared/src/snapshot.rs",
+        "shared/src/snapshot/mod.rs",
         "HashMap",
         "looked up by key digest on every request, and never iterated",
     ),
@@ -51,6 +48,11 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "shared/src/lease/holder.rs",
         "HashMap",
         "a node's slices, looked up on every request; what is made by iterating is sorted",
+    ),
+    (
+        "control-plane/src/state/measure.rs",
+        "Instant::now",
+        "a measurement, built with the tests only",
     ),
 ];
 /// Which of our crates each crate may name.

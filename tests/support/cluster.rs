@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::admin::Admin;
 use crate::alarms;
+use crate::config::{control_config, data_config};
 use crate::kafka::KafkaCluster;
 use crate::process::{Launch, Process, binary, free_port};
 use crate::provider::Provider;
@@ -463,46 +464,4 @@ fn tool(program: &str, arguments: &[&str]) -> Result<String> {
         output.status
     );
     Ok(printed)
-}
-
-fn control_config(home: &Path, ports: (u16, u16), bootstrap: Option<&str>) -> Result<PathBuf> {
-    std::fs::create_dir_all(home)?;
-    let usage = match bootstrap {
-        Some(brokers) => format!("source = \"kafka\"\ntopic = \"{TOPIC}\"\nbrokers = \"{brokers}\"\n"),
-        None => "source = \"none\"\n".to_owned(),
-    };
-    let config = format!(
-        "data_dir = \"{}\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n[peer]\nlisten = \"127.0.0.1:{}\"\n[usage]\n{usage}",
-        home.display(),
-        ports.0,
-        ports.1,
-    );
-    let path = home.join("control.toml");
-    std::fs::write(&path, config)?;
-    Ok(path)
-}
-
-fn data_config(home: &Path, ports: (u16, u16), peers: &[String], bootstrap: Option<&str>) -> Result<PathBuf> {
-    std::fs::create_dir_all(home)?;
-    let usage = match bootstrap {
-        Some(brokers) => {
-            format!(
-                "sink = \"kafka\"\ntopic = \"{TOPIC}\"\npartitions = {PARTITIONS}\nbrokers = \"{brokers}\"\n"
-            )
-        }
-        None => format!(
-            "sink = \"file\"\ndir = \"{}\"\n",
-            home.join("usage-log").display()
-        ),
-    };
-    let config = format!(
-        "data_dir = \"{}\"\n[api]\nlisten = \"127.0.0.1:{}\"\n[ops]\nlisten = \"127.0.0.1:{}\"\n[control]\npeers = {peers:?}\n\
-         [usage]\n{usage}",
-        home.display(),
-        ports.0,
-        ports.1,
-    );
-    let path = home.join("data.toml");
-    std::fs::write(&path, config)?;
-    Ok(path)
 }

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod alarms;
 pub mod cluster;
+mod config;
 pub mod events;
 pub mod kafka;
 pub mod process;
