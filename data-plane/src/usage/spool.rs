@@ -5,7 +5,7 @@
 //! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
 //!
 //! A segment in which a write failed is closed for good. One whose fsync failed is cut back to what is known durable, and the rest is
-//! written again from memory into a new segment ([`Lane::rewrite`]); intents are refused until an fsync of that one has succeeded.
+//! written again from memory into a new segment; intents are refused until an fsync of that one has succeeded.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
