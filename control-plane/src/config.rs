@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::secret;
 
 use crate::ledger;
 use crate::raft::Timings;
@@ -274,7 +273,7 @@ impl Config {
     /// What is in force, as TOML, with secrets hidden.
     pub fn printed(&self) -> String {
         let mut shown = self.clone();
-        shown.usage.kafka = secret::shown_settings(&shown.usage.kafka);
+        shown.usage.kafka = shown.usage.kafka.shown();
         toml::to_string_pretty(&shown).unwrap_or_else(|error| format!("# cannot be printed: {error}\n"))
     }
 

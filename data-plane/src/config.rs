@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::secret;
 
 use crate::server::Network;
 use crate::usage;
@@ -320,7 +319,7 @@ impl Config {
     /// What is in force, as TOML, with secrets hidden.
     pub fn printed(&self) -> String {
         let mut shown = self.clone();
-        shown.usage.kafka = secret::shown_settings(&shown.usage.kafka);
+        shown.usage.kafka = shown.usage.kafka.shown();
         toml::to_string(&shown).unwrap_or_else(|error| format!("# cannot be printed: {error}\n"))
     }
 
@@ -381,7 +380,7 @@ mod tests {
             "{printed}"
         );
         let again = Config::parse(&printed, path).unwrap();
-        assert_eq!(again.usage.kafka["sasl.username"], "u");
+        assert_eq!(again.usage.kafka.0["sasl.username"], "u");
         assert_eq!(again.printed(), printed);
     }
 

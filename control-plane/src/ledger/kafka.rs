@@ -15,6 +15,7 @@ use rdkafka::consumer::{Consumer, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tollway_shared::secret::KafkaSettings;
 
 use super::rollup::Record;
 use super::source::{RECORDS_MAX, SourceFault, UsageSource, WAIT};
@@ -38,7 +39,7 @@ pub struct KafkaTopic {
     /// How long events are kept, milliseconds, for a topic that we make.
     pub retention_ms: i64,
     /// Settings passed through to librdkafka: TLS, SASL, ….
-    pub settings: BTreeMap<String, String>,
+    pub settings: KafkaSettings,
 }
 
 impl KafkaTopic {
@@ -47,7 +48,7 @@ impl KafkaTopic {
         client
             .set("client.id", "tollway-control")
             .set("reconnect.backoff.max.ms", "1000");
-        for (name, value) in &self.settings {
+        for (name, value) in &self.settings.0 {
             client.set(name, value);
         }
         client.set("bootstrap.servers", &self.brokers);

@@ -18,13 +18,13 @@ pub mod rollup;
 mod sample;
 pub mod source;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tollway_proto::usage::TOPIC;
+use tollway_shared::secret::KafkaSettings;
 use tollway_shared::time::DAY_MS;
 
 use self::consume::SpendLog;
@@ -83,7 +83,7 @@ pub struct Settings {
     /// Folder of the embedded usage log; required with `source = "file"`.
     pub dir: Option<PathBuf>,
     /// Settings passed through to librdkafka: TLS, SASL, ….
-    pub kafka: BTreeMap<String, String>,
+    pub kafka: KafkaSettings,
 }
 
 impl Default for Settings {
@@ -97,7 +97,7 @@ impl Default for Settings {
             retention_bytes: 1 << 30,
             brokers: String::new(),
             dir: None,
-            kafka: BTreeMap::new(),
+            kafka: KafkaSettings::default(),
         }
     }
 }

@@ -4,7 +4,6 @@
 //! librdkafka's gapless guarantee, which turns any possible gap into a fatal error. The shipper then opens a new producer and
 //! hands over again from the first undelivered record.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::Thread;
@@ -16,6 +15,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, NoCustomPartitioner, ProducerContext, ThreadedProducer};
 use tollway_proto::spool::OutcomeRecord;
+use tollway_shared::secret::KafkaSettings;
 
 use super::sink::{Handed, Sink, SinkFault, Ticket};
 
@@ -42,7 +42,7 @@ pub(super) struct KafkaTarget {
     pub(super) brokers: String,
     pub(super) topic: String,
     /// librdkafka settings, passed through.
-    pub(super) settings: BTreeMap<String, String>,
+    pub(super) settings: KafkaSettings,
 }
 
 impl KafkaTarget {
@@ -52,7 +52,7 @@ impl KafkaTarget {
         for (name, value) in DEFAULTS {
             client.set(name, value);
         }
-        for (name, value) in &self.settings {
+        for (name, value) in &self.settings.0 {
             let alias = matches!(name.as_str(), "request.required.acks" | "delivery.timeout.ms");
             if name == "bootstrap.servers" || name == "metadata.broker.list" {
                 return Err(format!("`{name}` is set by `brokers`"));

@@ -143,7 +143,7 @@ fn settings_that_billing_rests_on_are_refused_by_name() {
         ("no.such.setting", "1"),
     ] {
         let mut settings = settings("127.0.0.1:1".into());
-        settings.kafka.insert(name.into(), value.into());
+        settings.kafka.0.insert(name.into(), value.into());
         let fault = start(&settings, dir.path(), 1).unwrap_err();
         assert!(
             matches!(fault, StartFault::Setting { field: "kafka", .. }),

@@ -33,7 +33,6 @@ mod sync;
 mod tests;
 mod unsynced;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,6 +45,7 @@ use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
 use tollway_proto::usage::TOPIC;
 use tollway_shared::ids::WriterId;
+use tollway_shared::secret::KafkaSettings;
 
 use self::shipper::{ShipTotals, Shipper};
 use self::sink::{Open, Sink};
@@ -108,7 +108,7 @@ pub struct Settings {
     /// Bytes that the spool may take before paid traffic is shed.
     pub spool_bytes_max: u64,
     /// Settings passed through to librdkafka: TLS, SASL, ….
-    pub kafka: BTreeMap<String, String>,
+    pub kafka: KafkaSettings,
 }
 
 impl Settings {
@@ -125,7 +125,7 @@ impl Default for Settings {
             brokers: String::new(),
             dir: None,
             spool_bytes_max: 4 << 30,
-            kafka: BTreeMap::new(),
+            kafka: KafkaSettings::default(),
         }
     }
 }
