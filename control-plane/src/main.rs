@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tollway_control::config::{Config, Log, LogFormat, Overrides};
 use tollway_control::{raft, run};
@@ -88,7 +87,8 @@ fn main() -> ExitCode {
     match act(cli.command) {
         Ok(code) => code,
         Err(fault) => {
-            eprintln!("tollway-control: {fault:#}");
+            // One line: every fault of ours says its cause itself.
+            eprintln!("tollway-control: {fault}");
             ExitCode::FAILURE
         }
     }
@@ -138,7 +138,7 @@ fn logging(log: &Log) -> anyhow::Result<()> {
         ",openraft=warn".to_owned()
     };
     let filter = EnvFilter::try_new(format!("{}{quiet}", log.level))
-        .with_context(|| format!("`log.level` is `{}`", log.level))?;
+        .map_err(|fault| anyhow::anyhow!("`log.level` is `{}`: {fault}", log.level))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -90,8 +90,8 @@ fn main() -> ExitCode {
     match act() {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            // For people: the causes in one line, no backtrace.
-            eprintln!("tollway-data: {fault:#}");
+            // One line: every fault of ours says its cause itself.
+            eprintln!("tollway-data: {fault}");
             ExitCode::FAILURE
         }
     }
