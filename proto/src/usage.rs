@@ -110,7 +110,7 @@ pub struct UsageEvent {
     pub stream: bool,
     /// How it ended.
     pub end: EndState,
-    /// The HTTP status that the caller got.
+    /// The HTTP status that the caller got; 0 when nobody knows, because the node died in between.
     pub status: u16,
     /// Stable fault code, when it failed.
     pub fault: Option<String>,
