@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`Live`] | the snapshot in force, behind an atomic swap |
 //! | [`intake`] | pure: what to do with each message of the push stream |
+//! | `freshness` | pure: how far behind what is in force may be
 //! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
 //! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
 pub mod disk;
 mod form;
+mod freshness;
 pub mod intake;
 mod live;
 pub mod subscribe;

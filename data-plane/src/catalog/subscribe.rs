@@ -22,7 +22,7 @@ use tollway_proto::push::v1::node_message::Message as Says;
 use tollway_proto::push::v1::push_client::PushClient;
 use tollway_proto::push::v1::{Ack, ControlMessage, Hello, NodeMessage};
 use tollway_proto::push::{MESSAGE_BYTES_MAX, SILENCE_MS_MAX};
-use tollway_shared::ids::{ClusterId, NodeId, Region};
+use tollway_shared::ids::{ClusterId, NodeId, Region, Revision};
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
 use tonic::transport::Channel;
@@ -31,6 +31,7 @@ use tonic::{Code, Status, Streaming};
 use super::Live;
 use super::disk::Disk;
 use super::form::{Form, is_urgent};
+use super::freshness::Freshness;
 use super::intake::{Action, Caps, Intake};
 use super::trial::{LASTED, Trial};
 use crate::clock;
@@ -144,8 +145,7 @@ struct Node {
     /// When the snapshot in force has lasted.
     lasts_at: Option<Instant>,
     contact_noted: Option<Instant>,
-    /// When a replica last vouched for what it had sent.
-    vouched_at: UnixMillis,
+    freshness: Freshness,
     copying: Option<Copying>,
     /// A newer snapshot came into force while one was being copied.
     copy_again: bool,
@@ -167,6 +167,7 @@ impl Node {
         let current = boot(&live, &disk, &mut trial);
         let lasts_at = current.is_some().then(|| Instant::now() + LASTED);
         let intake = Intake::new(current, config.caps, trial.quarantined());
+        let freshness = Freshness::new(UnixMillis(clock::now().0 - live.age_ms()));
         Ok(Self {
             live,
             config,
@@ -175,7 +176,7 @@ impl Node {
             intake,
             lasts_at,
             contact_noted: None,
-            vouched_at: UnixMillis(0),
+            freshness,
             copying: None,
             copy_again: false,
         })
@@ -288,8 +289,8 @@ impl Node {
                 message = stream.message(), if held.len() < HELD_MAX => match message {
                     Ok(Some(message)) => {
                         heard = true;
-                        if matches!(message.message, Some(Hears::Heartbeat(_))) {
-                            self.vouched();
+                        if let Some(Hears::Heartbeat(heartbeat)) = &message.message {
+                            self.vouched(Revision(heartbeat.revision));
                         }
                         if self.is_waiting() && !is_urgent(&message) {
                             held.push_back(message);
@@ -370,7 +371,7 @@ impl Node {
     }
 
     fn copy(&self, snapshot: Arc<Snapshot>, waiting: Option<(Arc<Snapshot>, Ack)>) -> Copying {
-        let (disk, at) = (self.disk.clone(), self.vouched_at);
+        let (disk, at) = (self.disk.clone(), self.freshness.of(snapshot.revision));
         let task = tokio::task::spawn_blocking(move || disk.write(&snapshot, at));
         Copying { task, waiting }
     }
@@ -396,15 +397,19 @@ impl Node {
         let revision = snapshot.revision;
         self.trial.begin(revision);
         self.lasts_at = Some(Instant::now() + LASTED);
-        self.live.set_snapshot(snapshot, self.vouched_at);
+        self.live
+            .set_snapshot(snapshot, self.freshness.comes_into_force(revision));
         tracing::info!(%revision, "a new revision is in force");
         answer(answers, Says::Ack(ack));
     }
 
     /// Only this makes what is in force fresher: a replica without a majority may still send what it has, but does not vouch for it.
-    fn vouched(&mut self) {
+    fn vouched(&mut self, revision: Revision) {
         let now = clock::now();
-        self.vouched_at = now;
+        let current = self.live.snapshot().map(|snapshot| snapshot.revision);
+        if !self.freshness.vouched(revision, now, current) {
+            return;
+        }
         self.live.touch(now);
         if self
             .contact_noted

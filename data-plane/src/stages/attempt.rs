@@ -68,7 +68,7 @@ impl From<ProviderError> for Failed {
     }
 }
 
-/// Tries the plan's endpoints one after the other, each with as many of its provider's credentials as are refused. Errors: the last one's failure, or the first that no other endpoint would mend.
+/// Tries the plan's endpoints one after the other, each with more than one of its provider's credentials as long as attempts are to spare. Errors: the last one's failure, or the first that no other endpoint would mend.
 pub async fn first_byte(
     cx: &mut Context,
     plan: &Plan,
@@ -90,7 +90,9 @@ pub async fn first_byte(
             }
         };
         tried += 1;
-        if let Some((before, failed)) = &last {
+        if let Some((before, failed)) = &last
+            && before.endpoint.id != candidate.endpoint.id
+        {
             cx.plane.meters.failover(before, candidate, failed.fault.as_str());
         }
         // Prepared ahead of it too: what cannot be sent is nobody's usage.
@@ -126,8 +128,11 @@ pub async fn first_byte(
                 cx.plane.meters.attempt(candidate, fault.as_str());
                 let now = crate::clock::now();
                 credential::note(cx, &chosen, Some(fault), failed.retry_after, now);
-                // The same endpoint again with another credential, which is then what was wrong with this one.
-                let again = credential::another(cx, &candidate.provider, &chosen, fault, &mut refused, now);
+                // The same endpoint again with another credential, which is then what was wrong with this one; only with an attempt
+                // that no other endpoint wants, because what is refused may be the account or the request.
+                let spare = tried + places.len() < plan.attempts_max;
+                let again =
+                    credential::another(cx, &candidate.provider, &chosen, fault, &mut refused, now) && spare;
                 if !again {
                     cx.plane
                         .health

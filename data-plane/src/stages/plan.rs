@@ -12,7 +12,7 @@ use crate::routing::{Candidate, eligible, order};
 pub struct Plan {
     /// Never empty.
     pub attempts: Vec<Candidate>,
-    /// How many of them may be asked.
+    /// Most attempts in all; one more with another credential at the same endpoint is one of them.
     pub attempts_max: usize,
 }
 

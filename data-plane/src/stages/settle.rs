@@ -90,8 +90,11 @@ fn counts(tally: &Tally, size: Size, reached: bool) -> (TokenCounts, UsageSource
     }
 }
 
+/// Not even an empty answer to a prompt uses nothing: all zeros are a provider that does not count.
 fn plausible(counts: &TokenCounts) -> bool {
-    counts.prompt() <= PLAUSIBLE_TOKENS_MAX && counts.completion() <= PLAUSIBLE_TOKENS_MAX
+    (counts.prompt() > 0 || counts.completion() > 0)
+        && counts.prompt() <= PLAUSIBLE_TOKENS_MAX
+        && counts.completion() <= PLAUSIBLE_TOKENS_MAX
 }
 
 fn halved(counts: TokenCounts) -> TokenCounts {
@@ -133,6 +136,8 @@ mod tests {
         let prices = sample::price("p", 2).prices;
         for (input, output, source, used) in [
             (7, 3, UsageSource::Provider, (7, 3)),
+            (7, 0, UsageSource::Provider, (7, 0)),
+            (0, 0, UsageSource::Estimated, (10, 6)),
             (
                 7,
                 PLAUSIBLE_TOKENS_MAX,

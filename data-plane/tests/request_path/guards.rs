@@ -127,3 +127,17 @@ async fn credentials_share_the_attempts_of_a_request() {
     assert_eq!(node.ask("hi", once).await.status(), 429);
     assert_eq!(provider.counts().received, 3);
 }
+
+#[tokio::test]
+async fn refused_credentials_leave_an_attempt_for_the_next_provider() {
+    let (a, b) = (Scripted::start("a"), Scripted::start("b"));
+    let places = [(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)];
+    let node = Node::start_with(&places, |config| config.api.attempts_max = 3).await;
+    for n in 0..4 {
+        node.add_credential("a", &format!("a-{n}"), &format!("secret-{n}"));
+    }
+    a.set_script(|_| Behaviour::refuse(403));
+    let ordered = json!({"provider": {"order": ["a", "b"]}});
+    assert_eq!(node.ask("hi", ordered).await.status(), 200);
+    assert_eq!((a.counts().received, b.counts().received), (2, 1));
+}
