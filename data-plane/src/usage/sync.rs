@@ -45,6 +45,8 @@ pub(super) struct Syncer {
     lanes: Vec<Synced>,
     space: Arc<Space>,
     probed: Instant,
+    /// An fsync failed, and what it may have dropped is not durable yet.
+    sick: bool,
     fsync: Fsync,
     again_after: Duration,
 }
@@ -61,6 +63,7 @@ impl Syncer {
             lanes: lanes.into_iter().map(synced).collect(),
             space,
             probed: Instant::now(),
+            sick: false,
             fsync: Box::new(File::sync_data),
             again_after: AGAIN_AFTER,
         }
@@ -87,7 +90,14 @@ impl Syncer {
             open += synced.lane.totals().open as u64;
         }
         self.space.decide(held, open);
-        if self.probed.elapsed() >= PROBE_EVERY {
+        // The reserve says nothing about a disk that fails to sync: a node that refuses intents must not look ready.
+        let was_sick = std::mem::replace(
+            &mut self.sick,
+            self.lanes.iter().any(|lane| lane.failed.is_some()),
+        );
+        if self.sick {
+            self.space.disk_refused();
+        } else if was_sick || self.probed.elapsed() >= PROBE_EVERY {
             self.probed = Instant::now();
             self.space.probe_disk();
         }
