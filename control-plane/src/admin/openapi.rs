@@ -135,6 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn the_document_names_the_values_that_the_server_reads() {
+        let (_, document) = super::super::collected();
+        let document = published(&document);
+        for (schema, values) in [
+            ("Period", json!(["daily", "weekly", "monthly", "lifetime"])),
+            ("Dialect", json!(["openai", "anthropic"])),
+        ] {
+            assert_eq!(document["components"]["schemas"][schema]["enum"], values);
+        }
+    }
+
+    #[test]
     fn every_reference_in_the_document_leads_somewhere() {
         fn walk(value: &Value, found: &mut Vec<String>) {
             match value {

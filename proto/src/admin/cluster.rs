@@ -13,13 +13,13 @@ mirror! {
     /// What an admin may do.
     Role = command::Role {
         /// Everything, including other admins.
-        "owner" Owner,
+        Owner "owner",
         /// Catalog, tenants, keys, budgets, notices.
-        "admin" Admin,
+        Admin "admin",
         /// Cluster members and join tokens.
-        "operator" Operator,
+        Operator "operator",
         /// Reads.
-        "viewer" Viewer,
+        Viewer "viewer",
     }
 }
 

@@ -336,13 +336,13 @@ mirror! {
     /// How often a budget starts again. Boundaries are UTC; weeks start on Monday, months on the 1st.
     Period = time::Period {
         /// From 00:00 to 24:00.
-        "daily" Daily,
+        Daily "daily",
         /// From Monday 00:00.
-        "weekly" Weekly,
+        Weekly "weekly",
         /// From the 1st, 00:00.
-        "monthly" Monthly,
+        Monthly "monthly",
         /// Never starts again.
-        "lifetime" Lifetime,
+        Lifetime "lifetime",
     }
 }
 
@@ -350,9 +350,9 @@ mirror! {
     /// What happens when the money is spent.
     BudgetMode = stored_budget::BudgetMode {
         /// Refuse until the period ends.
-        "hard" Hard,
+        Hard "hard",
         /// Count and show.
-        "soft" Soft,
+        Soft "soft",
     }
 }
 

@@ -206,8 +206,10 @@ impl fmt::Debug for SecretText {
 }
 
 /// A JSON enum that mirrors a stored one: conversions both ways, exhaustive.
+///
+/// The name in JSON is a `tt`: utoipa does not look into a captured literal, and would document the name of the variant.
 macro_rules! mirror {
-    ($(#[$doc:meta])* $name:ident = $stored:ty { $($(#[$variant_doc:meta])* $json:literal $variant:ident,)* }) => {
+    ($(#[$doc:meta])* $name:ident = $stored:ty { $($(#[$variant_doc:meta])* $variant:ident $json:tt,)* }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
         pub enum $name {

@@ -46,9 +46,9 @@ mirror! {
     /// A provider's wire format.
     Dialect = stored::Dialect {
         /// OpenAI chat completions, which most self-hosted servers speak too.
-        "openai" OpenAi,
+        OpenAi "openai",
         /// Anthropic messages.
-        "anthropic" Anthropic,
+        Anthropic "anthropic",
     }
 }
 
@@ -56,11 +56,11 @@ mirror! {
     /// Where a provider wants its credential.
     AuthScheme = stored::AuthScheme {
         /// `Authorization: Bearer …`.
-        "bearer" Bearer,
+        Bearer "bearer",
         /// `x-api-key: …`.
-        "x_api_key" XApiKey,
+        XApiKey "x_api_key",
         /// No credential at all.
-        "none" None,
+        None "none",
     }
 }
 
