@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
 use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_shared::ids::WriterId;
+use tollway_shared::money::NanoUsd;
 use tollway_shared::time::{DAY_MS, UnixMillis};
 
 use crate::state::usage::WRITER_KEPT_MS;
@@ -167,10 +168,11 @@ fn count(
         provider: event.provider.clone(),
     };
     let before = sums.get(&cell).copied().unwrap_or_default();
-    let cost = before
-        .cost
-        .plus(charge.total)
-        .map_err(|fault| format!("the sum {fault}"))?;
+    let cost = before.cost.plus(charge.total).unwrap_or_else(|fault| {
+        // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
+        report.note(offset, &format!("the sum {fault}: it stays at the end of it"));
+        NanoUsd(i64::MAX)
+    });
     if charge != event.charge {
         report.mismatches += 1;
         let (said, is) = (event.charge.total, charge.total);

@@ -49,7 +49,7 @@ pub(super) fn put_budget(state: &mut State, step: &mut Step<'_>, budget: &Budget
         .insert((budget.scope.clone(), budget.id.clone()));
     if before.is_none_or(|before| before.scope != budget.scope || before.period != budget.period) {
         forget_spend(state, &budget.id);
-        let (start, spent) = spent_so_far(state, budget)?;
+        let (start, spent) = spent_so_far(state, budget);
         state.budget_spend.insert((budget.id.clone(), start), spent);
     }
     step.changed.push(key(ResourceKind::Budget, budget.id.text()));
@@ -65,17 +65,17 @@ pub(super) fn remove_budget(state: &mut State, step: &mut Step<'_>, id: &BudgetI
 }
 
 /// The start of a budget's window, and the spend recorded in it.
-fn spent_so_far(state: &State, budget: &Budget) -> Result<(UnixMillis, NanoUsd), Refusal> {
+fn spent_so_far(state: &State, budget: &Budget) -> (UnixMillis, NanoUsd) {
     let (start, end) = budget.period.window(state.now);
     let last = end.map_or(Day(i32::MAX), |end| end.plus_ms(-1).day());
     let organization = organization_of(state, &budget.scope);
     let mut spent = NanoUsd::ZERO;
     for (cell, sums) in usage::cells(state, start.day(), last, organization) {
         if budget.scope.covers(&cell.path) {
-            spent = sum(spent, sums.cost)?;
+            spent = sum(spent, sums.cost);
         }
     }
-    Ok((start, spent))
+    (start, spent)
 }
 
 /// Where a scope belongs, as far as it still exists.
@@ -101,8 +101,8 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
     }
     for (cell, sums) in &stretch.sums {
         let entry = state.usage.entry(cell.clone()).or_default();
-        *entry = added(entry, sums)?;
-        charge_budgets(state, step, cell, sums.cost)?;
+        *entry = added(entry, sums);
+        charge_budgets(state, step, cell, sums.cost);
     }
     let at = state.now;
     for (writer, sequence) in &stretch.writers {
@@ -121,14 +121,9 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
 }
 
 /// Charges every budget on the cell's tenant path: a look-up per level, however many budgets there are.
-fn charge_budgets(
-    state: &mut State,
-    step: &mut Step<'_>,
-    cell: &UsageCell,
-    cost: NanoUsd,
-) -> Result<(), Refusal> {
+fn charge_budgets(state: &mut State, step: &mut Step<'_>, cell: &UsageCell, cost: NanoUsd) {
     if state.budget_scopes.is_empty() {
-        return Ok(());
+        return;
     }
     // Persistent, so these are two pointers.
     let (index, budgets) = (state.budget_scopes.clone(), state.budgets.clone());
@@ -136,11 +131,10 @@ fn charge_budgets(
         let of_scope = index.range((scope.clone(), BudgetId::trusted(""))..);
         for (_, id) in of_scope.take_while(|(found, _)| *found == scope) {
             if let Some(kept) = budgets.get(id) {
-                charge(state, step, &kept.value, cell.day, cost)?;
+                charge(state, step, &kept.value, cell.day, cost);
             }
         }
     }
-    Ok(())
 }
 
 /// The scopes that cover a path, the widest first.
@@ -153,23 +147,16 @@ fn scopes(path: &TenantPath) -> [Option<BudgetScope>; 4] {
     ]
 }
 
-fn charge(
-    state: &mut State,
-    step: &mut Step<'_>,
-    budget: &Budget,
-    day: Day,
-    cost: NanoUsd,
-) -> Result<(), Refusal> {
+fn charge(state: &mut State, step: &mut Step<'_>, budget: &Budget, day: Day, cost: NanoUsd) {
     let (start, _) = budget.period.window(day.start());
     let spent = state.budget_spend.entry((budget.id.clone(), start)).or_default();
     let before = *spent;
-    *spent = sum(before, cost)?;
+    *spent = sum(before, cost);
     let crossed = (before >= budget.limit) != (*spent >= budget.limit);
     // Nodes see the newest window that is spent: an older one makes no difference to them.
     if crossed && !windows_from(state, &budget.id, start.plus_ms(1)).any(|(_, spent)| spent >= budget.limit) {
         step.changed.push(key(ResourceKind::Budget, budget.id.text()));
     }
-    Ok(())
 }
 
 /// A budget's recorded windows, oldest first.
@@ -195,20 +182,21 @@ fn forget_spend(state: &mut State, id: &BudgetId) {
     }
 }
 
-fn added(kept: &UsageSums, more: &UsageSums) -> Result<UsageSums, Refusal> {
+fn added(kept: &UsageSums, more: &UsageSums) -> UsageSums {
     let mut tokens = kept.tokens;
     tokens.add(&more.tokens);
-    Ok(UsageSums {
+    UsageSums {
         requests: kept.requests.saturating_add(more.requests),
         estimated: kept.estimated.saturating_add(more.estimated),
         tokens,
-        cost: sum(kept.cost, more.cost)?,
-    })
+        cost: sum(kept.cost, more.cost),
+    }
 }
 
-fn sum(a: NanoUsd, b: NanoUsd) -> Result<NanoUsd, Refusal> {
-    a.plus(b)
-        .map_err(|fault| refuse(RefusalCode::Invalid, "sums", fault.to_string()))
+/// A sum that has reached the end of its range stays there: whatever budget it is compared with is spent, and a refusal would stop the
+/// partition's count for good.
+fn sum(a: NanoUsd, b: NanoUsd) -> NanoUsd {
+    a.plus(b).unwrap_or(NanoUsd(i64::MAX))
 }
 
 #[cfg(test)]
@@ -218,6 +206,21 @@ mod tests {
 
     use super::*;
     use crate::state::{samples, view};
+
+    #[test]
+    fn a_sum_at_the_end_of_its_range_stops_its_budget_and_not_the_count() {
+        let mut state = samples::catalog();
+        for (from, to) in [(0, 10), (10, 20), (20, 30)] {
+            let stretch = samples::spend(from, to, i64::MAX / 2 + 2);
+            assert!(matches!(
+                samples::run(&mut state, Command::RecordSpend(stretch)),
+                Outcome::Done(_)
+            ));
+        }
+        assert_eq!(state.usage_offsets.get(&0), Some(&30));
+        let costs: Vec<_> = state.usage.values().map(|sums| sums.cost).collect();
+        assert_eq!(costs, [NanoUsd(i64::MAX)]);
+    }
 
     #[test]
     fn a_stretch_that_comes_twice_is_counted_once() {
