@@ -6,6 +6,7 @@
 //!
 //! A segment in which a write failed is closed for good. One whose fsync failed is cut back to what is known durable, and the rest is
 //! written again from memory into a new segment; intents are refused until an fsync of that one has succeeded.
+//! Until it is written, those records are in memory only: killing the process then loses them.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
