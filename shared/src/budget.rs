@@ -19,12 +19,13 @@ pub enum BudgetScope {
     Team(TeamId),
     /// Everything of a project.
     Project(ProjectId),
-    /// One API key.
+    /// One API key, and the keys that replace it by rotation.
     Key(ApiKeyId),
 }
 
 impl BudgetScope {
-    /// Whether spend on this path counts against the scope.
+    /// Whether spend on this path counts against the scope. For a key that is the path's own key alone: which others it comes from
+    /// by rotation ([`crate::tenant::line`]), a path does not say.
     pub fn covers(&self, path: &TenantPath) -> bool {
         match self {
             Self::Organization(id) => *id == path.organization,

@@ -72,6 +72,19 @@ pub struct ApiKey {
     pub rotated_from: Option<ApiKeyId>,
 }
 
+/// Most times that a key and its successors may be rotated, one after the other: the bound of [`line`].
+pub const ROTATIONS_MAX: usize = 1_000;
+
+/// A key and those that it came from by rotation, the newest first. A budget on any of them holds for it.
+///
+/// - `rotated_from`: the key that a key replaces, if it came from a rotation.
+pub fn line(
+    key: ApiKeyId,
+    rotated_from: impl Fn(&ApiKeyId) -> Option<ApiKeyId>,
+) -> impl Iterator<Item = ApiKeyId> {
+    std::iter::successors(Some(key), move |key| rotated_from(key)).take(ROTATIONS_MAX + 1)
+}
+
 /// The whole chain that a request is accounted to.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct TenantPath {

@@ -75,7 +75,8 @@ async fn create_key(
     Ok(api.shown(made, stored, &receipt).await)
 }
 
-/// Replaces an API key: the new one takes over its project and models, the old one ends after a grace period.
+/// Replaces an API key: the new one takes over its project and models, the old one ends after a grace period. A budget on the old
+/// key goes on under its id and scope with what it has counted, and covers the new one too: as long as both work, they share it.
 #[utoipa::path(post, path = "/keys/{id}/rotate", tag = "keys", params(("id" = String, Path)), request_body = KeyRotate,
     responses((status = 201, body = KeyCreated)), security(("admin_key" = ["owner", "admin"])))]
 async fn rotate_key(

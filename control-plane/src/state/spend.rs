@@ -3,10 +3,10 @@
 use imbl::OrdSet;
 use tollway_proto::command::{RecordSpend, Refusal, RefusalCode, UsageCell, UsageSums};
 use tollway_shared::budget::{Budget, BudgetScope};
-use tollway_shared::ids::{BudgetId, OrganizationId};
+use tollway_shared::ids::{ApiKeyId, BudgetId, OrganizationId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::snapshot::ResourceKind;
-use tollway_shared::tenant::TenantPath;
+use tollway_shared::tenant::{self, TenantPath};
 use tollway_shared::time::{Day, UnixMillis};
 
 use super::usage::{self, WriterMark};
@@ -71,11 +71,24 @@ fn spent_so_far(state: &State, budget: &Budget) -> (UnixMillis, NanoUsd) {
     let organization = organization_of(state, &budget.scope);
     let mut spent = NanoUsd::ZERO;
     for (cell, sums) in usage::cells(state, start.day(), last, organization) {
-        if budget.scope.covers(&cell.path) {
+        if covers(state, &budget.scope, &cell.path) {
             spent = sum(spent, sums.cost);
         }
     }
     (start, spent)
+}
+
+/// Whether spend on a path counts against a scope. A key's scope covers the keys that came from it by rotation, too.
+fn covers(state: &State, scope: &BudgetScope, path: &TenantPath) -> bool {
+    match scope {
+        BudgetScope::Key(id) => line(state, &path.key).any(|key| key == *id),
+        scope => scope.covers(path),
+    }
+}
+
+/// A key and those that it came from by rotation, the newest first.
+pub(super) fn line(state: &State, key: &ApiKeyId) -> impl Iterator<Item = ApiKeyId> {
+    tenant::line(key.clone(), |key| state.keys.get(key)?.value.rotated_from.clone())
 }
 
 /// Where a scope belongs, as far as it still exists.
@@ -127,7 +140,7 @@ fn charge_budgets(state: &mut State, step: &mut Step<'_>, cell: &UsageCell, cost
     }
     // Persistent, so these are two pointers.
     let (index, budgets) = (state.budget_scopes.clone(), state.budgets.clone());
-    for scope in scopes(&cell.path).into_iter().flatten() {
+    for scope in scopes(state, &cell.path) {
         let of_scope = index.range((scope.clone(), BudgetId::trusted(""))..);
         for (_, id) in of_scope.take_while(|(found, _)| *found == scope) {
             if let Some(kept) = budgets.get(id) {
@@ -138,13 +151,14 @@ fn charge_budgets(state: &mut State, step: &mut Step<'_>, cell: &UsageCell, cost
 }
 
 /// The scopes that cover a path, the widest first.
-fn scopes(path: &TenantPath) -> [Option<BudgetScope>; 4] {
-    [
+fn scopes(state: &State, path: &TenantPath) -> Vec<BudgetScope> {
+    let wide = [
         Some(BudgetScope::Organization(path.organization.clone())),
         path.team.clone().map(BudgetScope::Team),
         Some(BudgetScope::Project(path.project.clone())),
-        Some(BudgetScope::Key(path.key.clone())),
-    ]
+    ];
+    let keys = line(state, &path.key).map(BudgetScope::Key);
+    wide.into_iter().flatten().chain(keys).collect()
 }
 
 fn charge(state: &mut State, step: &mut Step<'_>, budget: &Budget, day: Day, cost: NanoUsd) {
@@ -308,5 +322,67 @@ mod tests {
         );
         samples::run(&mut state, Command::RecordSpend(samples::spend(20, 30, 1)));
         assert!(spent(&state));
+    }
+
+    /// A key `k` with a budget of 100 is rotated, then its successor. What all three spend counts, in the window that has begun.
+    #[test]
+    fn the_budget_of_a_key_holds_for_those_that_replace_it() {
+        let mut state = samples::catalog();
+        let of_key = |id: &str| Budget {
+            scope: BudgetScope::Key(ApiKeyId::trusted(id)),
+            ..samples::budget(100)
+        };
+        samples::run(&mut state, Command::PutBudget(of_key("k")));
+        samples::run(&mut state, Command::RecordSpend(samples::spend(0, 10, 40)));
+        for (old, new, digest) in [("k", "k2", 2), ("k2", "k3", 3)] {
+            let rotate = Command::RotateKey {
+                old: ApiKeyId::trusted(old),
+                old_expires_at: samples::NOON.plus_ms(1_000),
+                new: samples::api_key(new, digest),
+            };
+            assert!(matches!(samples::run(&mut state, rotate), Outcome::Done(_)));
+        }
+        for (from, key, cost) in [(10, "k2", 20), (20, "k3", 39), (30, "k", 1)] {
+            let mut stretch = samples::spend(from, from + 10, cost);
+            stretch.sums[0].0.path.key = ApiKeyId::trusted(key);
+            samples::run(&mut state, Command::RecordSpend(stretch));
+        }
+        let spent = |state: &State| windows(state, &of_key("k").id).next().unwrap().1.0;
+        let stops = |state: &State| {
+            let view = view::budget(state, &state.budgets.get(&of_key("k").id).unwrap().value);
+            view.stops(state.now).is_some()
+        };
+        assert_eq!((spent(&state), stops(&state)), (100, true));
+        // One that is put on a successor counts that one and what came after it, as far back as its window goes.
+        samples::run(&mut state, Command::PutBudget(of_key("k2")));
+        assert_eq!((spent(&state), stops(&state)), (59, false));
+    }
+
+    #[test]
+    fn a_key_is_rotated_so_often_and_no_more() {
+        let mut state = samples::catalog();
+        let mut outcome = None;
+        for n in 0..=tenant::ROTATIONS_MAX {
+            let old = if n == 0 { "k".to_owned() } else { format!("k{n}") };
+            let mut new = samples::api_key(&format!("k{}", n + 1), 2);
+            new.digest[..8].copy_from_slice(&n.to_be_bytes());
+            let rotate = Command::RotateKey {
+                old: ApiKeyId::trusted(old),
+                old_expires_at: samples::NOON,
+                new,
+            };
+            assert!(!matches!(outcome, Some(Outcome::Refused(_))), "after {n}");
+            outcome = Some(samples::run(&mut state, rotate));
+        }
+        let Some(Outcome::Refused(refusal)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(refusal.code, RefusalCode::Conflict);
+        let last = ApiKeyId::trusted(format!("k{}", tenant::ROTATIONS_MAX));
+        assert_eq!(
+            line(&state, &last).last(),
+            Some(ApiKeyId::trusted("k")),
+            "the first one is reached"
+        );
     }
 }

@@ -3,11 +3,11 @@
 use tollway_proto::command::{Refusal, RefusalCode};
 use tollway_shared::ids::{ApiKeyId, OrganizationId, ProjectId, TeamId};
 use tollway_shared::snapshot::ResourceKind;
-use tollway_shared::tenant::{ApiKey, Organization, Project, Team};
+use tollway_shared::tenant::{ApiKey, Organization, Project, ROTATIONS_MAX, Team};
 use tollway_shared::time::UnixMillis;
 
 use super::view::key;
-use super::{State, Step, must_be_unused, must_exist, not_found, refuse};
+use super::{State, Step, must_be_unused, must_exist, not_found, refuse, spend};
 
 pub(super) fn put_organization(
     state: &mut State,
@@ -152,7 +152,8 @@ pub(super) fn create_key(state: &mut State, step: &mut Step<'_>, new: &ApiKey) -
     Ok(())
 }
 
-/// The new key takes over everything of the old one but its id, digest and dates.
+/// The new key takes over everything of the old one but its id, digest and dates. A budget on the old one goes on as it is and
+/// covers both: see [`tollway_shared::tenant::line`].
 pub(super) fn rotate_key(
     state: &mut State,
     step: &mut Step<'_>,
@@ -177,6 +178,13 @@ pub(super) fn rotate_key(
             "id",
             format!("API key `{}` exists", new.id),
         ));
+    }
+    if spend::line(state, old).count() > ROTATIONS_MAX {
+        return Err(Refusal {
+            code: RefusalCode::Conflict,
+            field: None,
+            detail: format!("API key `{old}` comes from {ROTATIONS_MAX} rotations; make a new key instead"),
+        });
     }
     let mut ending = kept.value.clone();
     ending.expires_at = Some(

@@ -6,7 +6,6 @@ use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
 use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
-use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
 
 use crate::ask::Ask;
@@ -32,7 +31,7 @@ pub fn check(cx: &mut Context, caller: &Caller, ask: &Ask) -> Result<Vec<ModelId
             Err(fault) => return Err(fault),
         }
     }
-    spent(&snapshot, &cx.plane.live.stops(), &caller.path, now)?;
+    spent(&snapshot, &cx.plane.live.stops(), caller, now)?;
     Ok(models)
 }
 
@@ -102,17 +101,18 @@ fn lifecycle(notice: &Notice, headers: &mut HeaderMap) {
 }
 
 /// A hard budget on the tenant path that is spent.
-fn spent(snapshot: &Snapshot, stops: &Stops, path: &TenantPath, now: UnixMillis) -> Result<(), Fault> {
+fn spent(snapshot: &Snapshot, stops: &Stops, caller: &Caller, now: UnixMillis) -> Result<(), Fault> {
     if snapshot.budgets.is_empty() {
         return Ok(());
     }
-    let scopes = [
-        Some(BudgetScope::Key(path.key.clone())),
+    let path = &caller.path;
+    let wide = [
         Some(BudgetScope::Project(path.project.clone())),
         path.team.clone().map(BudgetScope::Team),
         Some(BudgetScope::Organization(path.organization.clone())),
     ];
-    for scope in scopes.into_iter().flatten() {
+    let keys = snapshot.line(&caller.key).map(BudgetScope::Key);
+    for scope in keys.chain(wide.into_iter().flatten()) {
         for (id, view) in snapshot
             .budgets
             .get(&scope)
@@ -174,9 +174,70 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
+
+    use tollway_shared::budget::{Budget, BudgetMode, BudgetView};
     use tollway_shared::catalog::Model;
+    use tollway_shared::ids::{ApiKeyId, BudgetId, OrganizationId, ProjectId};
+    use tollway_shared::money::NanoUsd;
     use tollway_shared::snapshot::Resource;
+    use tollway_shared::tenant::{ApiKey, TenantPath};
+    use tollway_shared::time::Period;
+
+    use super::*;
+
+    #[test]
+    fn a_spent_budget_of_a_key_stops_the_keys_that_replace_it() {
+        let key = |id: &str, digest: u8, from: Option<&str>| ApiKey {
+            id: ApiKeyId::trusted(id),
+            project: ProjectId::trusted("j"),
+            name: id.into(),
+            digest: [digest; 32],
+            pepper_version: 1,
+            last4: "wxyz".into(),
+            models: vec![],
+            created_at: UnixMillis(0),
+            expires_at: None,
+            revoked_at: None,
+            rotated_from: from.map(ApiKeyId::trusted),
+        };
+        let keys = [
+            key("k1", 1, None),
+            key("k2", 2, Some("k1")),
+            key("k3", 3, Some("k2")),
+        ];
+        let mut snapshot = Snapshot::default();
+        for (n, key) in (1..).zip(&keys) {
+            snapshot.put(Resource::ApiKey(key.clone()), [n; 32]);
+        }
+        let budget = Budget {
+            id: BudgetId::trusted("b"),
+            scope: BudgetScope::Key(ApiKeyId::trusted("k2")),
+            limit: NanoUsd(1),
+            period: Period::Lifetime,
+            mode: BudgetMode::Hard,
+        };
+        let (start, _) = budget.period.window(UnixMillis(5));
+        let view = BudgetView {
+            budget,
+            exhausted_window: Some(start),
+        };
+        snapshot.put(Resource::Budget(view), [9; 32]);
+        let stopped = keys.map(|key| {
+            let path = TenantPath {
+                organization: OrganizationId::trusted("o"),
+                team: None,
+                project: key.project.clone(),
+                key: key.id.clone(),
+            };
+            let caller = Caller {
+                key: Arc::new(key),
+                path,
+            };
+            spent(&snapshot, &Stops::default(), &caller, UnixMillis(5)).is_err()
+        });
+        assert_eq!(stopped, [false, true, true]);
+    }
 
     #[test]
     fn a_near_miss_is_named_and_noise_is_not() {

@@ -306,7 +306,7 @@ pub enum BudgetScope {
     Team(text::TeamId),
     /// Everything of a project.
     Project(text::ProjectId),
-    /// One API key.
+    /// One API key, and the keys that replace it by rotation.
     Key(text::ApiKeyId),
 }
 

@@ -13,9 +13,9 @@ use imbl::{HashMap, OrdMap};
 
 use crate::budget::{BudgetScope, BudgetView};
 use crate::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
-use crate::ids::{EndpointId, ModelId, OrganizationId, ProjectId, ProviderId, Revision};
+use crate::ids::{ApiKeyId, EndpointId, ModelId, OrganizationId, ProjectId, ProviderId, Revision};
 use crate::notice::Notice;
-use crate::tenant::{ApiKey, KeyDigest, Organization, Project, TenantPath};
+use crate::tenant::{self, ApiKey, KeyDigest, Organization, Project, TenantPath};
 use crate::time::UnixMillis;
 
 pub use self::hash::{Digest, StateHash};
@@ -133,6 +133,24 @@ impl Snapshot {
             project: project.id.clone(),
             key: key.id.clone(),
         })
+    }
+
+    /// A key and those that it came from by rotation, the newest first. A budget on any of them holds for it.
+    pub fn line(&self, key: &ApiKey) -> impl Iterator<Item = ApiKeyId> {
+        let rotated_from = |id: &ApiKeyId| {
+            if *id == key.id {
+                return key.rotated_from.clone(); // no look-up for a key that was never rotated
+            }
+            let key = ResourceKey {
+                kind: ResourceKind::ApiKey,
+                id: id.text(),
+            };
+            match self.get(&key)?.as_ref() {
+                Resource::ApiKey(key) => key.rotated_from.clone(),
+                _ => None,
+            }
+        };
+        tenant::line(key.id.clone(), rotated_from)
     }
 
     /// What does not fit: dangling references, negative prices, addresses that are not URLs. Empty = consistent.
