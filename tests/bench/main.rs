@@ -35,6 +35,9 @@ struct Arguments {
     /// Start `tollway-control` and a node, `tollway-data`, that joins it, from this folder, and measure the node
     #[arg(long, value_name = "DIR", conflicts_with_all = ["spawn", "gateway_url", "self_check"])]
     node: Option<PathBuf>,
+    /// Where `tollway-control` and `tollway` are, when not in the folder of `--node`: only the node is measured
+    #[arg(long, value_name = "DIR", requires = "node")]
+    replica: Option<PathBuf>,
     /// A Kafka for the usage events of `--node`; without one they stay in the node's folder
     #[arg(long, value_name = "BROKERS", requires = "node")]
     kafka: Option<String>,
@@ -111,7 +114,10 @@ async fn run(arguments: &Arguments) -> Result<Figures> {
     let kafka = arguments.kafka.as_deref();
     let ours = (&arguments.node, &arguments.spawn);
     let gateway = match (ours, &arguments.gateway_url, arguments.gateway_pid) {
-        ((Some(programs), _), _, _) => node::deploy(programs, folder.path(), provider, kafka)?,
+        ((Some(node), _), _, _) => {
+            let replica = arguments.replica.as_ref().unwrap_or(node);
+            node::deploy(node::Programs { node, replica }, folder.path(), provider, kafka)?
+        }
         ((_, Some(program)), _, _) => {
             Gateway::spawn(program, folder.path(), provider, &arguments.spawn_args)?
         }

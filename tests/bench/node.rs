@@ -62,11 +62,20 @@ organization = "bench"
 name = "Bench"
 "#;
 
-/// Starts both from the programs in `programs`.
+/// The folders that the programs are in.
+#[derive(Clone, Copy)]
+pub(crate) struct Programs<'a> {
+    /// Of `tollway-data`.
+    pub(crate) node: &'a Path,
+    /// Of `tollway-control` and `tollway`, whose cost is not measured.
+    pub(crate) replica: &'a Path,
+}
+
+/// Starts a replica and a node.
 ///
 /// - `brokers`: a Kafka for the usage events; without one the node keeps them in its own folder.
 pub(crate) fn deploy(
-    programs: &Path,
+    programs: Programs<'_>,
     folder: &Path,
     provider: SocketAddr,
     brokers: Option<&str>,
@@ -80,7 +89,7 @@ pub(crate) fn deploy(
 }
 
 struct Making<'a> {
-    programs: &'a Path,
+    programs: Programs<'a>,
     folder: &'a Path,
     /// The environment of `tollway`.
     admin: Vec<(&'static str, String)>,
@@ -170,7 +179,9 @@ impl Making<'_> {
     }
 
     fn program(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
+        let Programs { node, replica } = self.programs;
+        let folder = if name == "tollway-data" { node } else { replica };
+        folder.join(name)
     }
 
     fn start(&self, program: &str, config: &str) -> Result<Part> {
@@ -192,7 +203,7 @@ impl Making<'_> {
             .envs(self.admin.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .output()
-            .with_context(|| format!("cannot start `{program}`; build it with the same profile"))?;
+            .with_context(|| format!("cannot start `{program}`; is it built?"))?;
         ensure!(
             output.status.success(),
             "`{program} {}` failed:\n{}",

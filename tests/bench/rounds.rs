@@ -74,6 +74,8 @@ pub(crate) struct Measured {
 struct Closed {
     name: &'static str,
     work: Work,
+    /// How long the provider takes over one answer on purpose: a window in which none can end measures nothing.
+    lasts: Duration,
 }
 
 /// Runs every workload whose name contains `only` against all targets: the provider itself, the floor, the gateway.
@@ -84,18 +86,22 @@ pub(crate) async fn measure(only: &str, plan: Plan, model: &str, all: [Measured;
         Closed {
             name: "plain 1 KB",
             work: plain.clone(),
+            lasts: Duration::ZERO,
         },
         Closed {
             name: "plain 100 KB",
             work: chat("[[tw:chunks=60]]", 100 << 10, false),
+            lasts: Duration::ZERO,
         },
         Closed {
             name: "stream 100",
             work: chat("[[tw:chunks=100]]", 1 << 10, true),
+            lasts: Duration::ZERO,
         },
         Closed {
             name: "stream 100 paced",
             work: chat("[[tw:chunks=100]][[tw:delay_ms=10]]", 1 << 10, true),
+            lasts: Duration::from_millis(100 * 10),
         },
     ];
     let wanted = |name: &str| name.contains(only);
@@ -115,11 +121,12 @@ pub(crate) async fn measure(only: &str, plan: Plan, model: &str, all: [Measured;
         )
         .await?;
     }
-    for Closed { name, work } in closed.iter().filter(|closed| wanted(closed.name)) {
+    for workload in closed.iter().filter(|closed| wanted(closed.name)) {
+        let name = workload.name;
         eprintln!("{name}: {} rounds at concurrency {CONCURRENCY}", plan.rounds);
         for round in 0..plan.rounds {
             for each in in_turn(&all[1..], round) {
-                closed_round(plan, name, work, each, &mut figures).await?;
+                closed_round(plan, workload, each, &mut figures).await?;
             }
         }
     }
@@ -205,8 +212,11 @@ async fn memory_and_idle(plan: Plan, held: &Work, all: &[Measured], figures: &mu
 
 async fn closed_round(
     plan: Plan,
-    name: &'static str,
-    work: &Work,
+    &Closed {
+        name,
+        ref work,
+        lasts,
+    }: &Closed,
     each: &Measured,
     figures: &mut Figures,
 ) -> Result<()> {
@@ -217,8 +227,8 @@ async fn closed_round(
         &each.target,
         work,
         CONCURRENCY,
-        plan.warm_up,
-        plan.closed_window,
+        plan.warm_up.max(lasts),
+        plan.closed_window.max(2 * lasts),
         || {
             edges.push(Cpu::read(pid));
         },
