@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`spool`] | [`Writer`]: one per core, intents and outcomes, one write(2) each |
 //! | `space` | when paid traffic is shed, and the reserve that outcomes fall back on |
-//! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is written again when one fails |
+//! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is kept in memory until it has succeeded |
+//! | `repair` | what is written again when one fails |
 //! | `segment` | files and how they are read |
 //! | `recover` | intents of a life that ended: one `interrupted` event each |
 //! | `shipper`, `stream` | in order, until delivered, re-reading the disk after every fault |
@@ -20,6 +21,7 @@ mod kafka;
 #[cfg(test)]
 mod kafka_tests;
 mod recover;
+mod repair;
 #[cfg(test)]
 mod sample;
 mod segment;
@@ -33,6 +35,7 @@ mod sync;
 mod tests;
 mod unsynced;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -190,6 +193,7 @@ pub fn start(settings: &Settings, spool: &Path, writers: usize) -> Result<Usage,
     lock.try_lock()
         .map_err(|_| StartFault::Locked(spool.to_owned()))?;
     let leftovers = recover::leftovers(spool).map_err(disk)?;
+    let leftovers = leftovers.into_iter().map(|dir| (dir, BTreeSet::new())).collect();
     let space = Arc::new(Space::create(spool, settings.spool_bytes_max));
     let count = writers.max(1);
     // A segment goes only as a whole: many small ones make room bit by bit.
@@ -342,13 +346,16 @@ fn random() -> io::Result<[u8; 16]> {
     Ok(bytes)
 }
 
+/// The folder of an earlier writer, and its segments whose fsync has failed.
+type Leftover = (PathBuf, BTreeSet<u64>);
+
 /// The shipper's thread: first what earlier lives left, then everything, until stopped.
-fn ship(mut shipper: Shipper, mut leftovers: Vec<PathBuf>, partitions: i32, stop: &Stop) {
+fn ship(mut shipper: Shipper, mut leftovers: Vec<Leftover>, partitions: i32, stop: &Stop) {
     let mut recover_at = Instant::now();
     loop {
         if !leftovers.is_empty() && Instant::now() >= recover_at {
-            leftovers.retain(|dir| {
-                let recovered = recover_one(&mut shipper, dir, partitions);
+            leftovers.retain_mut(|(dir, doubts)| {
+                let recovered = recover_one(&mut shipper, dir, partitions, doubts);
                 recovered.inspect_err(|fault| {
                     tracing::error!(error = %fault, spool = %dir.display(), "an earlier usage spool cannot be recovered yet");
                 }).is_err()
@@ -370,9 +377,14 @@ fn ship(mut shipper: Shipper, mut leftovers: Vec<PathBuf>, partitions: i32, stop
     }
 }
 
-fn recover_one(shipper: &mut Shipper, dir: &Path, partitions: i32) -> io::Result<()> {
+fn recover_one(
+    shipper: &mut Shipper,
+    dir: &Path,
+    partitions: i32,
+    doubts: &mut BTreeSet<u64>,
+) -> io::Result<()> {
     let mut fsync: Fsync = Box::new(File::sync_all);
-    let Some(recovered) = recover::complete(dir, partitions, &mut fsync)? else {
+    let Some(recovered) = recover::complete(dir, partitions, doubts, &mut fsync)? else {
         return Ok(());
     };
     counter!(EVENTS_TOTAL, "stage" => "interrupted").increment(recovered.interrupted);
@@ -401,10 +413,10 @@ impl SyncThread {
         let mut published = Instant::now();
         loop {
             let stopping = self.stop.wanted.load(Ordering::Acquire);
-            if self
-                .syncer
-                .round(self.totals.recovered_bytes.load(Ordering::Relaxed))
-            {
+            let held_elsewhere = self.totals.recovered_bytes.load(Ordering::Relaxed);
+            if stopping {
+                self.syncer.finish(held_elsewhere);
+            } else if self.syncer.round(held_elsewhere) {
                 self.shipper.unpark();
             }
             if stopping || published.elapsed() >= METRICS_EVERY {

@@ -1,11 +1,11 @@
 //! What an earlier life left behind: every intent without an outcome becomes one event marked `interrupted`.
 //!
 //! The event goes into the spool of the writer that made the intent, with that writer's next sequence, before anything is shipped. So a
-//! crash in here changes nothing: the next start finds an outcome where it would have written one. It goes into a segment of its own,
-//! which is removed when it cannot be made durable: the next try must not believe what a failed fsync has left in memory.
+//! crash in here changes nothing: the next start finds an outcome where it would have written one. All segments are made durable first,
+//! and nothing of it is shipped before. No fsync is believed on a file of which one has failed: such a file is written again.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use tollway_proto::usage::{EndState, UsageEvent, UsageSource, partition_of};
 use tollway_shared::cost;
 use tollway_shared::ids::WriterId;
 
+use super::repair;
 use super::segment::{self, Cursor, Position};
 use super::spool::{Extent, create_segment, write_whole};
 use super::sync::Fsync;
@@ -49,14 +50,20 @@ pub(super) fn leftovers(spool: &Path) -> io::Result<Vec<PathBuf>> {
 /// Completes one earlier writer's spool. `None` when nothing is left of it; its folder is gone then.
 ///
 /// - `partitions`: as configured now, for the events written here.
-pub(super) fn complete(dir: &Path, partitions: i32, fsync: &mut Fsync) -> io::Result<Option<Recovered>> {
+/// - `doubts`: segments of which an fsync has failed, so that none is believed any more; kept by the caller from one try to the next.
+pub(super) fn complete(
+    dir: &Path,
+    partitions: i32,
+    doubts: &mut BTreeSet<u64>,
+    fsync: &mut Fsync,
+) -> io::Result<Option<Recovered>> {
     let name = dir.file_name().and_then(|name| name.to_str());
     let Some(writer) = name.and_then(WriterId::parse) else {
         return Err(io::Error::other("the folder's name is not a writer id"));
     };
+    repair::settle(dir, doubts, fsync)?;
     let mut left = Left::default();
-    let mut end = None;
-    let mut bytes = 0;
+    let (mut ends, mut valid_end) = (Vec::new(), 0);
     for number in segment::list(dir)? {
         let start = Position {
             segment: number,
@@ -72,36 +79,65 @@ pub(super) fn complete(dir: &Path, partitions: i32, fsync: &mut Fsync) -> io::Re
             std::fs::remove_file(segment::path(dir, number))?; // not even its header is whole
             continue;
         }
-        let offset = cursor.valid_end();
-        end = Some(Position {
+        ends.push(Position {
             segment: number,
-            offset,
+            offset: limit,
         });
-        bytes += limit;
+        valid_end = cursor.valid_end();
     }
-    let Some(mut end) = end else {
+    let Some(last) = ends.last_mut() else {
         std::fs::remove_dir_all(dir)?;
         return Ok(None);
     };
-    let last = OpenOptions::new()
-        .append(true)
-        .open(segment::path(dir, end.segment))?;
-    bytes -= last.metadata()?.len() - end.offset;
-    last.set_len(end.offset)?; // the torn tail
-    fsync(&last)?;
+    last.offset = valid_end; // without the torn tail
+    let mut end = *last;
+    for end in &ends {
+        make_durable(dir, *end, doubts, fsync)?;
+    }
+    let mut bytes = ends.iter().map(|end| end.offset).sum();
     let sequences = left.sequences_for(partitions);
     let (damaged_bytes, events) = (left.damaged_bytes, left.interrupted(writer, partitions));
     if !events.is_empty() {
-        let added = add_segment(dir, writer, end.segment + 1, &sequences, &events, fsync);
-        end = added.inspect_err(|_| drop(std::fs::remove_file(segment::path(dir, end.segment + 1))))?;
+        let number = end.segment + 1;
+        let added = add_segment(dir, writer, number, &sequences, &events, fsync);
+        end = added.inspect_err(|_| {
+            doubts.insert(number); // should it stay there
+            drop(std::fs::remove_file(segment::path(dir, number)));
+        })?;
         bytes += end.offset;
     }
-    File::open(dir)?.sync_all()?;
+    repair::sync_dir(dir, fsync).inspect_err(|_| {
+        doubts.extend(ends.iter().map(|end| end.segment));
+        doubts.insert(end.segment);
+    })?;
+    repair::tidy(dir)?;
     Ok(Some(Recovered {
         extent: Extent::new(writer, dir.to_owned(), end, bytes),
         interrupted: events.len() as u64,
         damaged_bytes,
     }))
+}
+
+/// Makes a segment durable up to `end`, and cuts what is behind it. One whose fsync has failed, now or in an earlier try, becomes
+/// a new file: of the old one the disk may lack what memory still shows, whatever the next fsync says.
+fn make_durable(dir: &Path, end: Position, doubts: &mut BTreeSet<u64>, fsync: &mut Fsync) -> io::Result<()> {
+    let path = segment::path(dir, end.segment);
+    if !doubts.contains(&end.segment) {
+        let file = OpenOptions::new().append(true).open(&path)?;
+        if file.metadata()?.len() > end.offset {
+            file.set_len(end.offset)?;
+        }
+        match fsync(&file) {
+            Ok(()) => return Ok(()),
+            Err(fault) => {
+                tracing::warn!(error = %fault, path = %path.display(), "fsync of an earlier usage segment failed: writing it again");
+            }
+        }
+        doubts.insert(end.segment);
+    }
+    repair::duplicate(&path, end.offset, &path, fsync)?;
+    doubts.remove(&end.segment);
+    Ok(())
 }
 
 /// Writes events into a new segment, durably. Returns its end.

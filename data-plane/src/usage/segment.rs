@@ -87,12 +87,17 @@ pub(super) struct Cursor {
 impl Cursor {
     /// Opens the segment at a record's start.
     pub(super) fn open(dir: &Path, at: Position) -> io::Result<Self> {
+        Self::open_file(&path(dir, at.segment), at.offset)
+    }
+
+    /// The same, of a file that is not named as a segment.
+    pub(super) fn open_file(path: &Path, offset: u64) -> io::Result<Self> {
         Ok(Self {
-            file: File::open(path(dir, at.segment))?,
-            offset: at.offset,
-            valid_end: at.offset,
+            file: File::open(path)?,
+            offset,
+            valid_end: offset,
             buffer: Vec::new(),
-            buffer_at: at.offset,
+            buffer_at: offset,
             damaged_bytes: 0,
         })
     }

@@ -4,9 +4,9 @@
 //! (`sync`) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
 //! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
 //!
-//! A segment in which a write failed is closed for good. One whose fsync failed is cut back to what is known durable, and the rest is
-//! written again from memory into a new segment; intents are refused until an fsync of that one has succeeded.
-//! Until it is written, those records are in memory only: killing the process then loses them.
+//! A segment in which a write failed is closed for good. So is one whose fsync failed; what was not durable of it is written again from
+//! memory (`repair`), by the fsync thread and without the lock, and the segment is cut only when the disk has the copy. Outcomes
+//! meanwhile go into the segment behind the copy's; intents are refused until the copy is durable.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -20,6 +20,7 @@ use tollway_proto::spool::{IntentRecordRef, OutcomeRecord, SegmentHeader, SpoolR
 use tollway_proto::usage::{UsageEvent, partition_of};
 use tollway_shared::ids::WriterId;
 
+use super::repair::{Place, Repair};
 use super::segment::{self, Position};
 use super::space::Space;
 use super::unsynced::{Unsynced, Written};
@@ -27,6 +28,9 @@ use super::unsynced::{Unsynced, Written};
 /// Outcomes kept in memory while the disk takes nothing at all. Past it an outcome is given up and its intent, which is on
 /// disk, becomes an `interrupted` event at the next start.
 const OUTCOMES_WAITING_MAX: usize = 10_000;
+
+/// Of those, how many are tried again before the lock is given back.
+const OUTCOMES_AT_ONCE: usize = 64;
 
 /// Why an intent was not taken. The request must not go to a provider: 503 `billing_unavailable`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -79,8 +83,13 @@ impl Extent {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    pub(super) fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn forget_bytes(&self, bytes: u64) {
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let less = |held: u64| held.saturating_sub(bytes);
+        self.bytes.update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
@@ -138,6 +147,8 @@ struct Inner {
     at: Position,
     /// A write or an fsync of the file has failed: nothing may follow in it.
     closed: bool,
+    /// The last try to make another file has failed.
+    cramped: bool,
     /// What no fsync has covered yet.
     unsynced: Unsynced,
     /// The last sequence given out, per partition.
@@ -183,6 +194,7 @@ impl Lane {
                 file,
                 at,
                 closed: false,
+                cramped: false,
                 unsynced: Unsynced::default(),
                 sequences,
                 waiting: VecDeque::new(),
@@ -219,13 +231,16 @@ impl Writer {
         if lane.space.sheds() {
             return Err(SpoolFault::Full);
         }
+        if lane.suspect.load(Ordering::Relaxed) {
+            return Err(SpoolFault::Disk);
+        }
         let record = IntentRecordRef {
             event,
             completion_tokens_max,
         };
         let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::IntentV2(record));
         let mut inner = lane.lock();
-        if lane.suspect.load(Ordering::Relaxed) || inner.unsynced.is_full() {
+        if inner.unsynced.is_full() {
             return Err(SpoolFault::Disk);
         }
         match lane.append(&mut inner, bytes, None) {
@@ -253,7 +268,7 @@ impl Writer {
         };
         event.writer = lane.extent.writer;
         let mut inner = lane.lock();
-        lane.settle_waiting(&mut inner);
+        let _ = lane.settle_waiting(&mut inner); // what it leaves is seen next
         if !inner.waiting.is_empty() {
             return lane.wait(&mut inner, event); // behind those that came first
         }
@@ -290,21 +305,34 @@ impl Lane {
         }
     }
 
-    /// Tries again what waits in memory, if anything does. Called by the fsync thread.
-    pub(super) fn retry_waiting(&self) {
-        if self.waiting.load(Ordering::Relaxed) > 0 {
-            self.settle_waiting(&mut self.lock());
-        }
+    /// How many outcomes wait in memory.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
-    fn settle_waiting(&self, inner: &mut Inner) {
-        while let Some(mut event) = inner.waiting.pop_front() {
-            if self.append_outcome(inner, &mut event).is_err() {
+    /// Tries again what waits in memory, if anything does. Called by the fsync thread.
+    pub(super) fn retry_waiting(&self) -> io::Result<()> {
+        for _ in 0..=OUTCOMES_WAITING_MAX / OUTCOMES_AT_ONCE {
+            if self.waiting() == 0 {
+                break;
+            }
+            self.settle_waiting(&mut self.lock())?;
+        }
+        Ok(())
+    }
+
+    fn settle_waiting(&self, inner: &mut Inner) -> io::Result<()> {
+        for _ in 0..OUTCOMES_AT_ONCE {
+            let Some(mut event) = inner.waiting.pop_front() else {
+                break;
+            };
+            if let Err(fault) = self.append_outcome(inner, &mut event) {
                 inner.waiting.push_front(event);
-                return;
+                return Err(fault);
             }
             self.waiting.fetch_sub(1, Ordering::Relaxed);
         }
+        Ok(())
     }
 
     fn wait(&self, inner: &mut Inner, event: UsageEvent) {
@@ -341,10 +369,13 @@ impl Lane {
         }
         if let Err(fault) = write_whole(&inner.file, inner.at.offset, &bytes) {
             inner.closed = true;
+            // What could not be undone is in the file, and goes with it.
+            let torn = inner.file.metadata().map_or(inner.at.offset, |file| file.len());
+            self.extent.add_bytes(torn.saturating_sub(inner.at.offset));
             return Err(fault);
         }
         inner.at.offset += bytes.len() as u64;
-        self.extent.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.extent.add_bytes(bytes.len() as u64);
         self.extent.written.store(inner.at.packed(), Ordering::Release);
         inner.unsynced.push(Written {
             end: inner.at,
@@ -359,13 +390,15 @@ impl Lane {
         let next = inner.at.segment + 1;
         match create_segment(&self.extent.dir, self.extent.writer, next, &inner.sequences) {
             Ok((file, at)) => {
-                self.extent.bytes.fetch_add(at.offset, Ordering::Relaxed);
-                (inner.file, inner.at, inner.closed) = (file, at, false);
+                self.extent.add_bytes(at.offset);
+                (inner.file, inner.at, inner.closed, inner.cramped) = (file, at, false, false);
                 Ok(())
             }
             Err(fault) => {
                 let _ = std::fs::remove_file(segment::path(&self.extent.dir, next));
-                tracing::warn!(error = %fault, "the disk has no room for another usage segment");
+                if !std::mem::replace(&mut inner.cramped, true) {
+                    tracing::warn!(error = %fault, "the disk has no room for another usage segment");
+                }
                 if inner.closed { Err(fault) } else { Ok(()) }
             }
         }
@@ -379,48 +412,34 @@ impl Lane {
         drop(done); // after the lock
     }
 
-    /// An fsync has failed, so whatever it was to cover may be gone although the file still shows it. Cuts the segment back to
-    /// what is durable and writes the rest again, from memory, into a new one. Called by the fsync thread, again after an error.
-    ///
-    /// - Returns the segment that was cut: all that is left in it is durable, and no fsync of it means anything any more.
-    pub(super) fn rewrite(&self) -> io::Result<u64> {
+    /// An fsync has failed, so whatever it was to cover may be gone although the file still shows it. Closes the segment and takes out
+    /// what is to be written again, in front of whatever is written from now on. Called by the fsync thread.
+    pub(super) fn set_apart(&self) -> Repair {
         self.suspect.store(true, Ordering::Relaxed);
         let mut inner = self.lock();
+        let place = Place {
+            after: self.extent.synced(),
+            segment: inner.at.segment + 1,
+        };
         inner.closed = true;
-        let (dir, synced) = (&self.extent.dir, self.extent.synced());
-        let mut freed = 0;
-        for segment in synced.segment + 1..=inner.at.segment + 1 {
-            freed += remove_if_there(&segment::path(dir, segment))?;
-        }
-        let cut = OpenOptions::new()
-            .write(true)
-            .open(segment::path(dir, synced.segment))?;
-        freed += cut.metadata()?.len().saturating_sub(synced.offset);
-        cut.set_len(synced.offset)?;
-        cut.sync_all()?; // its new length, ahead of the second copy of what was behind it
-        self.extent.forget_bytes(freed.min(self.extent.bytes()));
+        inner.at = Position {
+            segment: place.segment,
+            offset: 0,
+        };
+        let (now, records) = (inner.sequences.clone(), std::mem::take(&mut inner.unsynced));
+        drop(inner);
+        Repair::new(place, &now, records)
+    }
 
-        let sequences = inner.unsynced.sequences_before(&inner.sequences);
-        let next = synced.segment + 1;
-        let (file, mut at) = create_segment(dir, self.extent.writer, next, &sequences)?;
-        let mut ends = Vec::new();
-        for record in inner.unsynced.records() {
-            write_whole(&file, at.offset, &record.bytes)?;
-            at.offset += record.bytes.len() as u64;
-            ends.push(at);
-        }
-        for (record, end) in inner.unsynced.records().zip(ends) {
-            record.end = end;
-        }
-        (inner.file, inner.at, inner.closed) = (file, at, false);
-        self.extent.bytes.fetch_add(at.offset, Ordering::Relaxed);
-        self.extent.written.store(at.packed(), Ordering::Release);
-        Ok(synced.segment)
+    /// A repair is done: everything up to the end of its copy is on disk for good. Called by the fsync thread.
+    pub(super) fn repaired(&self, end: Position) {
+        self.extent.written.fetch_max(end.packed(), Ordering::AcqRel);
+        self.durable(end);
     }
 }
 
 /// Removes a file and returns how long it was.
-fn remove_if_there(path: &Path) -> io::Result<u64> {
+pub(super) fn remove_if_there(path: &Path) -> io::Result<u64> {
     let removed = std::fs::metadata(path).and_then(|file| {
         std::fs::remove_file(path)?;
         Ok(file.len())
@@ -438,12 +457,7 @@ pub(super) fn create_segment(
     segment: u64,
     sequences: &[u64],
 ) -> io::Result<(File, Position)> {
-    let header = SegmentHeader {
-        writer,
-        segment,
-        sequences: sequences.to_vec(),
-    };
-    let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Header(&header));
+    let bytes = segment_header(writer, segment, sequences);
     // Always a new file: one that failed before may not be written to again.
     let path = segment::path(dir, segment);
     remove_if_there(&path)?;
@@ -451,6 +465,16 @@ pub(super) fn create_segment(
     write_whole(&file, 0, &bytes)?;
     let offset = bytes.len() as u64;
     Ok((file, Position { segment, offset }))
+}
+
+/// The first record of a segment.
+pub(super) fn segment_header(writer: WriterId, segment: u64, sequences: &[u64]) -> Vec<u8> {
+    let header = SegmentHeader {
+        writer,
+        segment,
+        sequences: sequences.to_vec(),
+    };
+    codec::encode(Kind::Spool, &SpoolRecordRef::Header(&header))
 }
 
 /// Appends `bytes` with one write(2). A write that the disk takes only in part is undone, so that the file always ends with a

@@ -273,15 +273,8 @@ impl Stream {
             if self.segment >= synced.segment {
                 return Ok(None);
             }
-            self.segment += 1; // the writer has left this segment, so its end is the end
-            let offset = 0;
-            self.cursor = Cursor::open(
-                &self.extent.dir,
-                Position {
-                    segment: self.segment,
-                    offset,
-                },
-            )?;
+            // The writer has left this segment, so its end is the end.
+            (self.segment, self.cursor) = next_segment(&self.extent.dir, self.segment, synced.segment)?;
         };
         let at = Position {
             segment: self.segment,
@@ -336,6 +329,17 @@ impl Stream {
         self.noted = now;
         Ok(())
     }
+}
+
+/// Opens the segment that follows. Numbers are missing where a copy stands for several.
+fn next_segment(dir: &Path, after: u64, last: u64) -> io::Result<(u64, Cursor)> {
+    for segment in after + 1..=last {
+        match Cursor::open(dir, Position { segment, offset: 0 }) {
+            Err(fault) if fault.kind() == io::ErrorKind::NotFound && segment < last => {}
+            opened => return Ok((segment, opened?)),
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
 }
 
 /// What an earlier life noted; nothing when it is missing, damaged or of another writer.

@@ -1,6 +1,6 @@
 //! The promises of the whole pipeline, tested on real files: crashes at every byte, torn tails, full spools, faults of the sink.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -58,7 +58,7 @@ impl Bench {
 }
 
 /// A folder in memory where there is one: thousands of recoveries each wait for their fsync.
-fn scratch() -> tempfile::TempDir {
+pub(super) fn scratch() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
         .unwrap()
@@ -67,7 +67,7 @@ fn scratch() -> tempfile::TempDir {
 /// Recovery on a disk that works.
 pub(super) fn recovered(folder: &Path) -> std::io::Result<Option<recover::Recovered>> {
     let mut fsync: super::sync::Fsync = Box::new(|_| Ok(()));
-    recover::complete(folder, PARTITIONS, &mut fsync)
+    recover::complete(folder, PARTITIONS, &mut BTreeSet::new(), &mut fsync)
 }
 
 /// What a folder's segments take.

@@ -47,8 +47,8 @@ impl Unsynced {
         self.bytes >= UNSYNCED_BYTES_MAX
     }
 
-    pub(super) fn records(&mut self) -> impl Iterator<Item = &mut Written> {
-        self.records.iter_mut()
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Written> {
+        self.records.iter()
     }
 
     /// The sequences of a segment that begins with these records.
