@@ -62,7 +62,7 @@ pub struct Provider {
     pub connect_timeout_ms: u32,
     /// Deadline from the request's last byte to the answer's first, in milliseconds.
     pub first_byte_timeout_ms: u32,
-    /// Longest silence inside an answer, in milliseconds.
+    /// Longest silence inside an answer, streamed or whole, in milliseconds.
     pub idle_timeout_ms: u32,
     /// A disabled provider is never tried.
     pub enabled: bool,

@@ -1,4 +1,4 @@
-//! A request body as slices around what was changed: the caller's bytes leave as they came, in one vectored write.
+//! A body as slices around what was changed: what was written by others leaves as it came, in one vectored write.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 
 /// One change: these bytes go, those come.
@@ -16,6 +16,27 @@ pub struct Edit {
     pub range: Range<usize>,
     /// What comes.
     pub with: Bytes,
+}
+
+/// Where `part`, a slice of `whole`, is in it; `None` for a slice of something else.
+pub fn place(whole: &[u8], part: &[u8]) -> Option<Range<usize>> {
+    let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
+    let end = start.checked_add(part.len())?;
+    (end <= whole.len()).then_some(start..end)
+}
+
+/// `body` with `edits`, whose places are counted from `start`, in one piece: for an event of a stream, which is copied more cheaply than it is written in parts.
+pub fn spliced(body: &[u8], start: usize, edits: &[Edit]) -> Bytes {
+    let more: usize = edits.iter().map(|edit| edit.with.len()).sum();
+    let mut out = BytesMut::with_capacity(body.len() + more);
+    let mut from = 0;
+    for edit in edits {
+        out.extend_from_slice(&body[from..start + edit.range.start]);
+        out.extend_from_slice(&edit.with);
+        from = start + edit.range.end;
+    }
+    out.extend_from_slice(&body[from..]);
+    out.freeze()
 }
 
 /// Bytes in pieces, sent in order.
@@ -48,6 +69,22 @@ impl Slices {
         parts.concat().into()
     }
 
+    /// Bytes that were not taken yet.
+    pub fn bytes_left(&self) -> u64 {
+        self.left
+    }
+
+    /// The next piece, of `max` bytes at most.
+    pub fn take(&mut self, max: usize) -> Option<Bytes> {
+        let first = self.parts.front_mut()?;
+        let part = first.split_to(first.len().min(max.max(1)));
+        if first.is_empty() {
+            self.parts.pop_front();
+        }
+        self.left -= part.len() as u64;
+        Some(part)
+    }
+
     fn add(&mut self, part: Bytes) {
         if !part.is_empty() {
             self.left += part.len() as u64;
@@ -72,11 +109,7 @@ impl Body for Slices {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let next = self.parts.pop_front();
-        if let Some(part) = &next {
-            self.left -= part.len() as u64;
-        }
-        Poll::Ready(next.map(|part| Ok(Frame::data(part))))
+        Poll::Ready(self.take(usize::MAX).map(|part| Ok(Frame::data(part))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
-use tokio::time::{Instant, timeout_at};
 use tollway_shared::catalog::{AuthScheme, Credential};
 use tollway_shared::fault::{AttemptFault, Fault};
 use tollway_shared::time::UnixMillis;
@@ -212,11 +211,7 @@ async fn try_one(
 ) -> Result<Opened, Failed> {
     let provider = &candidate.provider;
     let plane = cx.plane.clone();
-    let connect = u64::from(provider.connect_timeout_ms);
-    let first = u64::from(provider.first_byte_timeout_ms.max(1));
-    let deadline = Instant::now() + Duration::from_millis(connect + first);
-    let sent = timeout_at(deadline, plane.upstream.send(provider, origin, request)).await;
-    let answer = sent.map_err(|_| AttemptFault::Timeout)??;
+    let answer = plane.upstream.send(provider, origin, request).await?;
     let status = answer.head.status.as_u16();
     cx.record.attempt_answered(status);
     if !answer.head.status.is_success() {
@@ -228,6 +223,8 @@ async fn try_one(
     let tally = &mut cx.record.tally;
     if ask.stream && !is_json(&answer.head.headers) {
         let events = Events::new(provider.dialect, ask.wants_usage, model, created);
+        let first = u64::from(provider.first_byte_timeout_ms.max(1));
+        let deadline = answer.sent_at + Duration::from_millis(first);
         let begun = opening::begun(tally, answer.body, events, deadline, idle).await?;
         return Ok(Opened::Stream(Box::new(begun)));
     }

@@ -6,6 +6,7 @@
 mod address;
 mod origin;
 mod pool;
+mod sending;
 mod tls;
 
 pub use origin::Origin;

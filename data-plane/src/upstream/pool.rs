@@ -27,6 +27,7 @@ use tollway_shared::fault::AttemptFault;
 
 use super::address;
 use super::origin::Origin;
+use super::sending::{Progress, Sending};
 use crate::dialects::slices::Slices;
 
 /// Largest head of an answer.
@@ -83,7 +84,7 @@ struct Idle {
 
 #[derive(Debug)]
 struct Connection {
-    sender: SendRequest<Slices>,
+    sender: SendRequest<Sending>,
     _driver: Driver,
 }
 
@@ -102,6 +103,8 @@ impl Drop for Driver {
 pub struct Answer {
     /// Status and headers.
     pub head: response::Parts,
+    /// When the last of the request was handed over.
+    pub sent_at: Instant,
     /// The body, tied to its connection.
     pub body: AnswerBody,
 }
@@ -144,37 +147,53 @@ impl Upstream {
         Some(origin)
     }
 
-    /// Sends a request and waits for the answer's head. Deadlines: the provider's connect timeout here; the first byte's is the caller's.
+    /// Sends a request and waits for the answer's head. Deadlines: the provider's for a connection, and for the first byte from the
+    /// request's last one.
     pub async fn send(
         &self,
         provider: &Provider,
         origin: Rc<Origin>,
-        mut request: Request<Slices>,
+        request: Request<Slices>,
     ) -> Result<Answer, AttemptFault> {
+        let connect = Duration::from_millis(u64::from(provider.connect_timeout_ms.max(1)));
+        let first_byte = Duration::from_millis(u64::from(provider.first_byte_timeout_ms.max(1)));
+        let progress = Progress::new();
+        let mut request = request.map(|body| Sending::new(body, progress.clone()));
         let place = Place {
             origin,
             private_network: provider.private_network,
         };
         // A kept connection may have died unseen; what was never sent comes back and goes to the next one.
         while let Some(mut connection) = self.kept(&place) {
-            if connection.sender.ready().await.is_err() {
+            if !matches!(timeout(connect, connection.sender.ready()).await, Ok(Ok(()))) {
                 continue;
             }
-            match connection.sender.try_send_request(request).await {
-                Ok(answer) => return Ok(self.answer(answer, connection, place)),
+            progress.note();
+            let sent = connection.sender.try_send_request(request);
+            match progress
+                .answer(first_byte, sent)
+                .await
+                .ok_or(AttemptFault::Timeout)?
+            {
+                Ok(answer) => return Ok(self.answer(answer, connection, place, progress.at())),
                 Err(mut fault) => match fault.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(unanswered(fault.error())),
                 },
             }
         }
-        let connect = Duration::from_millis(u64::from(provider.connect_timeout_ms.max(1)));
         let mut connection = match timeout(connect, self.open(&place)).await {
             Ok(opened) => opened?,
             Err(_) => return Err(AttemptFault::Connect),
         };
-        match connection.sender.try_send_request(request).await {
-            Ok(answer) => Ok(self.answer(answer, connection, place)),
+        progress.note();
+        let sent = connection.sender.try_send_request(request);
+        match progress
+            .answer(first_byte, sent)
+            .await
+            .ok_or(AttemptFault::Timeout)?
+        {
+            Ok(answer) => Ok(self.answer(answer, connection, place, progress.at())),
             Err(mut fault) => Err(match fault.take_message() {
                 Some(_unsent) => AttemptFault::Connect,
                 None => unanswered(fault.error()),
@@ -182,10 +201,17 @@ impl Upstream {
         }
     }
 
-    fn answer(&self, answer: http::Response<Incoming>, connection: Connection, place: Place) -> Answer {
+    fn answer(
+        &self,
+        answer: http::Response<Incoming>,
+        connection: Connection,
+        place: Place,
+        sent_at: Instant,
+    ) -> Answer {
         let (head, incoming) = answer.into_parts();
         Answer {
             head,
+            sent_at,
             body: AnswerBody {
                 incoming,
                 home: Some((connection, place, self.clone())),

@@ -91,7 +91,7 @@ noun! {
         #[serde(default = "connect_timeout")] connect_timeout_ms: u32,
         /// Deadline from the request's last byte to the answer's first, in milliseconds.
         #[serde(default = "first_byte_timeout")] first_byte_timeout_ms: u32,
-        /// Longest silence inside an answer, in milliseconds.
+        /// Longest silence inside an answer, streamed or whole, in milliseconds.
         #[serde(default = "idle_timeout")] idle_timeout_ms: u32,
         /// A disabled provider is never tried; default: enabled.
         #[serde(default = "yes")] enabled: bool,
