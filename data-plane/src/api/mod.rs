@@ -40,12 +40,9 @@ pub async fn route(plane: &Rc<Plane>, request: Request<Incoming>) -> Reply {
     }
 }
 
-fn missing(request: &Request<Incoming>) -> Fault {
-    let short = |text: &str| text.chars().take(256).collect::<String>();
-    Fault::RouteNotFound {
-        method: short(request.method().as_str()),
-        path: short(request.uri().path()),
-    }
+/// What a fault shows of a request's line.
+fn short(text: &str) -> String {
+    text.chars().take(256).collect()
 }
 
 /// Proxies that read one `Host` and hand on another are how requests reach what they should not. HTTP/1.1 wants exactly one (RFC 9112,
@@ -69,12 +66,20 @@ fn refused(plane: &Rc<Plane>, fault: &Fault) -> Reply {
 }
 
 fn not_found(plane: &Rc<Plane>, request: &Request<Incoming>) -> Reply {
-    refused(plane, &missing(request))
+    let fault = Fault::RouteNotFound {
+        method: short(request.method().as_str()),
+        path: short(request.uri().path()),
+    };
+    refused(plane, &fault)
 }
 
 fn not_allowed(plane: &Rc<Plane>, request: &Request<Incoming>, allow: &'static str) -> Reply {
-    let mut reply = not_found(plane, request);
-    *reply.status_mut() = http::StatusCode::METHOD_NOT_ALLOWED;
+    let fault = Fault::MethodNotAllowed {
+        method: short(request.method().as_str()),
+        path: short(request.uri().path()),
+        allow,
+    };
+    let mut reply = refused(plane, &fault);
     reply
         .headers_mut()
         .insert(http::header::ALLOW, HeaderValue::from_static(allow));

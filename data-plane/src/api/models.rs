@@ -7,7 +7,9 @@ use serde::Serialize;
 use tollway_shared::catalog::Model;
 use tollway_shared::cost::Prices;
 use tollway_shared::fault::Fault;
+use tollway_shared::ids::ModelId;
 use tollway_shared::money::Price;
+use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
 
@@ -15,7 +17,7 @@ use super::reply::{self, Reply};
 use crate::ask::Preferences;
 use crate::pipeline::{Arrival, Caller};
 use crate::plane::Plane;
-use crate::routing::eligible;
+use crate::routing::{Candidate, eligible};
 use crate::stages::authenticate;
 
 #[derive(Serialize)]
@@ -42,7 +44,7 @@ struct Item<'a> {
     created: i64,
     context_length: u32,
     architecture: Architecture,
-    pricing: Option<Pricing>,
+    pricing: Pricing,
     top_provider: TopProvider,
     per_request_limits: Option<()>,
     supported_parameters: [&'static str; 8],
@@ -84,9 +86,10 @@ struct Pricing {
 /// `GET /v1/models`.
 pub fn list(plane: &Rc<Plane>, headers: &HeaderMap) -> Reply {
     answer(plane, headers, |snapshot, caller, now| {
-        let shown = |model: &&Model| caller.key.models.is_empty() || caller.key.models.contains(&model.id);
-        let models = snapshot.models.values().map(AsRef::as_ref).filter(shown);
-        let data: Vec<_> = models.filter_map(|model| item(snapshot, model, now)).collect();
+        let models = snapshot.models.values().map(AsRef::as_ref);
+        let data: Vec<_> = models
+            .filter_map(|model| item(snapshot, caller, model, now))
+            .collect();
         let list = List {
             object: "list",
             total_count: data.len(),
@@ -100,11 +103,8 @@ pub fn list(plane: &Rc<Plane>, headers: &HeaderMap) -> Reply {
 /// `GET /v1/models/{author}/{slug}`.
 pub fn one(plane: &Rc<Plane>, headers: &HeaderMap, slug: &str) -> Reply {
     answer(plane, headers, |snapshot, caller, now| {
-        let found = snapshot
-            .models
-            .get(slug)
-            .filter(|model| caller.key.models.is_empty() || caller.key.models.contains(&model.id));
-        let item = found.and_then(|model| item(snapshot, model, now));
+        let found = snapshot.models.get(slug);
+        let item = found.and_then(|model| item(snapshot, caller, model, now));
         let item = item.ok_or_else(|| Fault::ModelNotFound {
             model: slug.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
             close: Vec::new(),
@@ -128,22 +128,35 @@ fn answer(
     answer
 }
 
-/// A model as an entry of the list. `None` once it is retired.
-fn item<'a>(snapshot: &Snapshot, model: &'a Model, now: UnixMillis) -> Option<Item<'a>> {
-    let notices = snapshot.notices.get(&model.id);
-    let of_model: Vec<_> = notices
-        .into_iter()
-        .flat_map(|all| all.values())
-        .filter(|notice| notice.endpoint.is_none())
-        .collect();
-    if of_model.iter().any(|notice| notice.retired(now)) {
+/// What this caller may ask for and get: the model is one of its key's, is not retired, and some endpoint serves it. The cheapest of the
+/// first ones, then.
+pub fn offered(snapshot: &Snapshot, caller: &Caller, model: &ModelId, now: UnixMillis) -> Option<Candidate> {
+    if !caller.key.models.is_empty() && !caller.key.models.contains(model) {
         return None;
     }
-    let sunset = of_model.iter().filter_map(|notice| notice.sunset_at).min();
-    let (candidates, _) = eligible::candidates(snapshot, &model.id, &Preferences::default(), now);
-    let first = candidates
-        .iter()
-        .min_by_key(|c| (c.endpoint.rank, c.price.prices.input, c.price.prices.output));
+    if notices(snapshot, model).any(|notice| notice.retired(now)) {
+        return None;
+    }
+    let (candidates, _) = eligible::candidates(snapshot, model, &Preferences::default(), now);
+    candidates
+        .into_iter()
+        .min_by_key(|c| (c.endpoint.rank, c.price.prices.input, c.price.prices.output))
+}
+
+/// Of the whole model, not of one of its endpoints.
+fn notices<'a>(snapshot: &'a Snapshot, model: &ModelId) -> impl Iterator<Item = &'a Notice> {
+    let all = snapshot.notices.get(model).into_iter();
+    all.flat_map(|all| all.values())
+        .map(AsRef::as_ref)
+        .filter(|notice| notice.endpoint.is_none())
+}
+
+/// A model as an entry of the list. `None` for one that is not offered.
+fn item<'a>(snapshot: &Snapshot, caller: &Caller, model: &'a Model, now: UnixMillis) -> Option<Item<'a>> {
+    let first = offered(snapshot, caller, &model.id, now)?;
+    let sunset = notices(snapshot, &model.id)
+        .filter_map(|notice| notice.sunset_at)
+        .min();
     Some(Item {
         id: model.id.as_str(),
         canonical_slug: model.id.as_str(),
@@ -160,10 +173,10 @@ fn item<'a>(snapshot: &Snapshot, model: &'a Model, now: UnixMillis) -> Option<It
             tokenizer: "Other",
             instruct_type: None,
         },
-        pricing: first.map(|candidate| pricing(&candidate.price.prices)),
+        pricing: pricing(&first.price.prices),
         top_provider: TopProvider {
             context_length: model.context_tokens,
-            max_completion_tokens: first.and_then(|candidate| candidate.endpoint.max_output_tokens),
+            max_completion_tokens: first.endpoint.max_output_tokens,
             is_moderated: false,
         },
         per_request_limits: None,

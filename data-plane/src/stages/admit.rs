@@ -8,6 +8,7 @@ use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
 
+use crate::api::models;
 use crate::ask::Ask;
 use crate::catalog::Stops;
 use crate::pipeline::{Caller, Context};
@@ -45,7 +46,9 @@ fn model(
     let Some((id, _)) = snapshot.models.get_key_value(name) else {
         return Err(Fault::ModelNotFound {
             model: name.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
-            close: close(snapshot, name),
+            close: close(snapshot, name, |id| {
+                models::offered(snapshot, caller, id, now).is_some()
+            }),
         });
     };
     let notices = snapshot.notices.get(id);
@@ -135,8 +138,9 @@ fn spent(snapshot: &Snapshot, stops: &Stops, caller: &Caller, now: UnixMillis) -
     Ok(())
 }
 
-/// The nearest names in the catalog, best first.
-fn close(snapshot: &Snapshot, name: &str) -> Vec<ModelId> {
+/// The nearest names in the catalog of which `offered` is true, best first: a suggestion that is refused helps nobody, and what a key may
+/// not use is not its business.
+fn close(snapshot: &Snapshot, name: &str, offered: impl Fn(&ModelId) -> bool) -> Vec<ModelId> {
     let mut near: Vec<(usize, &ModelId)> = snapshot
         .models
         .keys()
@@ -148,8 +152,10 @@ fn close(snapshot: &Snapshot, name: &str) -> Vec<ModelId> {
         .collect();
     near.sort();
     near.into_iter()
+        .map(|(_, id)| id)
+        .filter(|id| offered(id))
         .take(CLOSE_MAX)
-        .map(|(_, id)| id.clone())
+        .cloned()
         .collect()
 }
 
@@ -242,7 +248,12 @@ mod tests {
     #[test]
     fn a_near_miss_is_named_and_noise_is_not() {
         let mut snapshot = Snapshot::default();
-        for id in ["openai/gpt-5", "openai/gpt-5-mini", "anthropic/claude-9"] {
+        for id in [
+            "openai/gpt-5",
+            "openai/gpt-5-mini",
+            "openai/gpt-5-nano",
+            "anthropic/claude-9",
+        ] {
             let model = Model {
                 id: ModelId::trusted(id),
                 name: id.into(),
@@ -253,11 +264,12 @@ mod tests {
             snapshot.put(Resource::Model(model), [id.len() as u8; 32]);
         }
         let names = |name: &str| {
-            close(&snapshot, name)
+            close(&snapshot, name, |id| id.as_str() != "openai/gpt-5-nano")
                 .iter()
                 .map(ToString::to_string)
                 .collect::<Vec<_>>()
         };
+        assert_eq!(names("openai/gpt-5-nana"), ["openai/gpt-5-mini", "openai/gpt-5"]);
         assert_eq!(names("gpt-5")[0], "openai/gpt-5");
         assert_eq!(names("openai/gpt5")[0], "openai/gpt-5");
         assert_eq!(names("Anthropic/Claude-9"), ["anthropic/claude-9"]);

@@ -252,6 +252,19 @@ impl Node {
         self.live.set_snapshot(Arc::new(snapshot), clock::now());
     }
 
+    /// Lets the key use one model alone.
+    pub(crate) fn restrict_key(&self, model: &str) {
+        let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
+        let digest = seal::key_digest(&Key::new([1; 32]), &self.key);
+        let key = ApiKey {
+            models: vec![ModelId::trusted(model)],
+            ..api_key("project", "key", digest)
+        };
+        put(&mut snapshot, Resource::ApiKey(key));
+        assert_eq!(snapshot.check(None), []);
+        self.live.set_snapshot(Arc::new(snapshot), clock::now());
+    }
+
     pub(crate) fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         let url = format!("{}/v1/chat/completions", self.running.api_url);
         self.http

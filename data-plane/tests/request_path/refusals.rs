@@ -99,7 +99,10 @@ async fn what_is_wrong_with_a_request_is_said_in_openais_shape() {
         }
     }
     let url = format!("{}/v1/chat/completions", node.running.api_url);
-    assert_eq!(node.http.get(url).send().await.unwrap().status(), 405);
+    let wrong = node.http.get(url).send().await.unwrap();
+    assert_eq!((wrong.status().as_u16(), header(&wrong, "allow")), (405, "POST"));
+    let body: Value = wrong.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "method_not_allowed", "{body}");
     let url = format!("{}/nowhere", node.running.api_url);
     assert_eq!(node.http.get(url).send().await.unwrap().status(), 404);
     let events = node.events(1).await; // only the one that reached the provider
@@ -178,8 +181,12 @@ async fn a_node_without_a_fresh_snapshot_never_says_401() {
         .iter()
         .map(|m| m["id"].as_str().unwrap())
         .collect();
-    assert_eq!(ids, ["acme/empty", "acme/one"], "the retired one is gone");
-    assert_eq!(list["data"][1]["pricing"]["prompt"], "0.000001");
+    assert_eq!(
+        ids,
+        ["acme/one"],
+        "not the retired one, nor the one that no endpoint serves"
+    );
+    assert_eq!(list["data"][0]["pricing"]["prompt"], "0.000001");
     let empty = Live::new(NodeSecrets::default());
     let dir = tempfile::tempdir().unwrap();
     let mut config = Config {
@@ -211,6 +218,26 @@ async fn a_node_without_a_fresh_snapshot_never_says_401() {
     assert_eq!(ready.status(), 503);
     assert!(ready.text().await.unwrap().contains("[-] snapshot"));
     assert!(running.stop().await);
+}
+
+#[tokio::test]
+async fn what_a_key_may_not_use_is_neither_listed_nor_suggested() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    let mistyped = json!({"model": "acme/onne"});
+    let suggested = async |node: &Node| {
+        let response = node.ask("x", mistyped.clone()).await;
+        assert_eq!(response.status(), 404);
+        let body: Value = response.json().await.unwrap();
+        body["error"]["message"].as_str().unwrap().contains("`acme/one`")
+    };
+    assert!(suggested(&node).await);
+    node.restrict_key("acme/empty");
+    assert!(!suggested(&node).await);
+    let url = format!("{}/v1/models", node.running.api_url);
+    let list = node.http.get(url).bearer_auth(&node.key).send().await.unwrap();
+    let list: Value = list.json().await.unwrap();
+    assert_eq!(list["data"], json!([]));
 }
 
 #[tokio::test]

@@ -57,6 +57,11 @@ impl Fault {
                 method: "GET".into(),
                 path: "/".into(),
             },
+            Self::MethodNotAllowed {
+                method: "GET".into(),
+                path: "/v1/chat/completions".into(),
+                allow: "POST",
+            },
             Self::UpstreamRejected {
                 provider: provider.clone(),
                 status: 400,

@@ -143,6 +143,16 @@ pub enum Fault {
         /// The path.
         path: String,
     },
+    /// The path is there for other methods.
+    #[error("the route {path} takes {allow}, not {method}")]
+    MethodNotAllowed {
+        /// The HTTP method.
+        method: String,
+        /// The path.
+        path: String,
+        /// The method to use.
+        allow: &'static str,
+    },
     /// The provider refused the request itself.
     #[error("provider `{provider}` refused the request with status {status}: {message}")]
     UpstreamRejected {
@@ -277,6 +287,9 @@ impl Fault {
             }
             Self::RouteNotFound { .. } => {
                 spec("route_not_found", 404, "invalid_request_error", Caller, false)
+            }
+            Self::MethodNotAllowed { .. } => {
+                spec("method_not_allowed", 405, "invalid_request_error", Caller, false)
             }
             Self::UpstreamRejected { .. } => {
                 spec("upstream_rejected", 400, "invalid_request_error", Caller, false)
