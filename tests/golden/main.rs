@@ -9,8 +9,11 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use tollway_data::dialects::sse::{Frame, Parser};
+use tollway_data::dialects::usage::Billed;
 use tollway_data::dialects::{Emit, Events, Tally};
 use tollway_shared::catalog::Dialect;
+use tollway_shared::money::NanoUsd;
+use tollway_shared::tokens::TokenCounts;
 
 /// The second that translated chunks are stamped with.
 const CREATED: i64 = 1_764_000_000;
@@ -35,6 +38,20 @@ fn dialect(case: &Path) -> Dialect {
     }
 }
 
+/// A bill as the node's would be, without its estimator and prices.
+fn billed(tally: &Tally) -> Billed {
+    let estimate = TokenCounts {
+        input: 7,
+        output: tally.text_bytes,
+        ..TokenCounts::default()
+    };
+    Billed {
+        tokens: tally.usage.unwrap_or(estimate),
+        estimated: tally.usage.is_none(),
+        cost: NanoUsd(12_100),
+    }
+}
+
 /// What a caller gets and what is metered when `body` comes in reads of `step` bytes.
 fn relayed(dialect: Dialect, wants_usage: bool, body: &[u8], step: usize) -> (String, Tally) {
     let (mut parser, mut tally) = (Parser::default(), Tally::default());
@@ -44,15 +61,10 @@ fn relayed(dialect: Dialect, wants_usage: bool, body: &[u8], step: usize) -> (St
         let comment = frame.data.is_none();
         match events.take(&frame, tally) {
             Emit::Pass(_) if comment => {}
-            Emit::Pass(bytes) | Emit::Usage(bytes, _) => {
-                out.push_str(std::str::from_utf8(&bytes).unwrap().trim_start())
-            }
+            Emit::Pass(bytes) => out.push_str(std::str::from_utf8(&bytes).unwrap().trim_start()),
             Emit::Skip => {}
             Emit::Done => {
-                let usage = events
-                    .usage_chunk(tally)
-                    .map(|(bytes, _)| bytes)
-                    .unwrap_or_default();
+                let usage = events.usage_chunk(&billed(tally)).unwrap_or_default();
                 out.push_str(std::str::from_utf8(&usage).unwrap());
                 out.push_str("data: [DONE]\n\n");
             }

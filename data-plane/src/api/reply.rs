@@ -125,6 +125,7 @@ struct StreamChoice {
     index: u32,
     delta: StreamDelta,
     finish_reason: &'static str,
+    native_finish_reason: Option<()>,
 }
 
 #[derive(Serialize)]
@@ -188,6 +189,7 @@ pub fn stream_fault(fault: &Fault, id: &str, created: i64, model: &str) -> Bytes
             index: 0,
             delta: StreamDelta { content: "" },
             finish_reason: "error",
+            native_finish_reason: None,
         }],
     };
     let json = serde_json::to_string(&body).expect("text serializes");

@@ -5,7 +5,8 @@
 //! | [`sse`] | bytes to events, whatever the split |
 //! | [`slices`] | a body around what was changed in it |
 //! | [`estimate`] | token counts when a provider gives none |
-//! | [`openai`] | passed through; `model` is spliced, usage is read |
+//! | [`usage`] | the usage object that callers see |
+//! | [`openai`] | passed through; `model` and usage are spliced |
 //! | [`anthropic`] | translated both ways |
 //!
 //! Each dialect has `request` (what is sent), `reply` (a whole answer), `stream` (its events) and `faults` (error bodies).
@@ -15,6 +16,9 @@ pub mod estimate;
 pub mod openai;
 pub mod slices;
 pub mod sse;
+pub mod usage;
+
+use std::ops::Range;
 
 use bytes::Bytes;
 use tollway_shared::catalog::{Dialect, Endpoint, Provider};
@@ -22,7 +26,8 @@ use tollway_shared::fault::Fault;
 use tollway_shared::tokens::TokenCounts;
 
 use crate::ask::Ask;
-use slices::Slices;
+use slices::{Edit, Slices};
+use usage::Billed;
 
 /// Longest provider message that is shown to a caller, in characters.
 const MESSAGE_CHARS_MAX: usize = 500;
@@ -63,10 +68,34 @@ pub struct ProviderError {
 /// A whole answer in the caller's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// The body.
+    /// The body, as it came or was translated.
     pub body: Bytes,
+    /// The change that gives the model the name that the caller knows.
+    pub model: Option<Edit>,
+    /// Where the usage object is in it; empty where it goes, behind the last member.
+    pub usage: Range<usize>,
     /// What it shows.
     pub tally: Tally,
+}
+
+impl Reply {
+    /// What the caller gets: the body with the model's name and what it is billed for.
+    pub fn priced(&self, billed: &Billed) -> Slices {
+        let theirs = Some(&self.body[self.usage.clone()]).filter(|usage| !usage.is_empty());
+        let usage = usage::written(theirs, billed);
+        let with = match theirs {
+            Some(_) => usage,
+            None => [&b",\"usage\":"[..], &usage].concat().into(),
+        };
+        let mut edits = Vec::with_capacity(2);
+        edits.extend(self.model.clone());
+        edits.push(Edit {
+            range: self.usage.clone(),
+            with,
+        });
+        edits.sort_by_key(|edit| edit.range.start);
+        Slices::edited(&self.body, &edits)
+    }
 }
 
 /// Why a whole answer is none.
@@ -83,8 +112,6 @@ pub enum ReplyFault {
 pub enum Emit {
     /// These bytes go to the caller.
     Pass(Bytes),
-    /// These bytes go to the caller and hold the usage object, whose last brace is at this place.
-    Usage(Bytes, usize),
     /// Nothing goes to the caller.
     Skip,
     /// The stream has ended as it should.
@@ -103,17 +130,25 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Result<Enc
     }
 }
 
-/// Reads a whole answer. `model` and `created` are shown where the dialect's own would mislead or are missing.
+/// Reads a whole answer. `model`: as the caller knows it; `created`: shown where the dialect has none.
 pub fn reply(dialect: Dialect, body: Bytes, model: &str, created: i64) -> Result<Reply, ReplyFault> {
     match dialect {
-        Dialect::OpenAi => openai::reply::read(body),
+        Dialect::OpenAi => openai::reply::read(body, model),
         Dialect::Anthropic => anthropic::reply::read(&body, model, created),
     }
 }
 
 /// A whole answer, as [`reply`] gives it, as the events of the stream that was asked for. `None` when it cannot be read.
-pub fn streamed(body: &[u8], tally: &mut Tally, wants_usage: bool) -> Option<Vec<Emit>> {
-    openai::restream::events(body, tally, wants_usage)
+pub fn streamed(
+    body: &[u8],
+    tally: &mut Tally,
+    wants_usage: bool,
+    model: &str,
+    created: i64,
+) -> Option<(Events, Vec<Emit>)> {
+    let stream = openai::stream::Stream::new(wants_usage, model, created);
+    let (stream, events) = openai::restream::events(body, tally, model, stream)?;
+    Some((Events::OpenAi(stream.into()), events))
 }
 
 /// What a provider's error body says.
@@ -129,27 +164,24 @@ pub fn error_message(dialect: Dialect, body: &[u8]) -> String {
 #[derive(Debug)]
 pub enum Events {
     /// Passed through.
-    OpenAi(openai::stream::Stream),
+    OpenAi(Box<openai::stream::Stream>),
     /// Translated.
     Anthropic(Box<anthropic::stream::Stream>),
 }
 
 impl Events {
-    /// The start of a stream. `wants_usage`: whether the caller asked for a usage chunk.
+    /// The start of a stream. `wants_usage`: whether the caller asked for a usage chunk; `model`: as the caller knows it.
     pub fn new(dialect: Dialect, wants_usage: bool, model: &str, created: i64) -> Self {
         match dialect {
-            Dialect::OpenAi => Self::OpenAi(openai::stream::Stream::new(wants_usage)),
+            Dialect::OpenAi => {
+                Self::OpenAi(Box::new(openai::stream::Stream::new(wants_usage, model, created)))
+            }
             Dialect::Anthropic => Self::Anthropic(Box::new(anthropic::stream::Stream::new(
                 wants_usage,
                 model,
                 created,
             ))),
         }
-    }
-
-    /// The end of a stream of which nothing more comes.
-    pub fn passed_through() -> Self {
-        Self::OpenAi(openai::stream::Stream::new(false))
     }
 
     /// Whether anything of the answer itself has come: a token, a tool call, a refusal or an end. Until then another provider may still
@@ -161,12 +193,21 @@ impl Events {
         }
     }
 
-    /// The usage chunk that has to be written by us at the end, for a caller who asked for one.
-    pub fn usage_chunk(&self, tally: &Tally) -> Option<(Bytes, usize)> {
+    /// The usage chunk, which comes after the last event, for a caller who asked for one.
+    pub fn usage_chunk(&self, billed: &Billed) -> Option<Bytes> {
         match self {
-            Self::OpenAi(_) => None,
-            Self::Anthropic(stream) => stream.usage_chunk(tally),
+            Self::OpenAi(stream) => stream.usage_chunk(billed),
+            Self::Anthropic(stream) => stream.usage_chunk(billed),
         }
+    }
+
+    /// The id that all chunks have, once one has said it.
+    pub fn id(&self) -> Option<&str> {
+        let id = match self {
+            Self::OpenAi(stream) => stream.id(),
+            Self::Anthropic(stream) => stream.id(),
+        };
+        Some(id).filter(|id| !id.is_empty())
     }
 
     /// Looks at the next event.

@@ -229,18 +229,19 @@ async fn try_one(
         return Ok(Opened::Stream(Box::new(begun)));
     }
     let body = opening::whole(answer.body, plane.limits.reply_bytes_max, idle).await?;
-    let reply = match dialects::reply(provider.dialect, body, model, created) {
+    let mut reply = match dialects::reply(provider.dialect, body, model, created) {
         Ok(reply) => reply,
         Err(ReplyFault::Garbled) => return Err(AttemptFault::Garbled.into()),
         Err(ReplyFault::Error(error)) => return Err(error.into()),
     };
-    *tally = reply.tally;
+    *tally = std::mem::take(&mut reply.tally);
     if !ask.stream {
-        return Ok(Opened::Whole(reply.body));
+        return Ok(Opened::Whole(reply));
     }
     // Asked for a stream, the provider sent the whole answer at once.
-    let first = dialects::streamed(&reply.body, tally, ask.wants_usage).ok_or(AttemptFault::Garbled)?;
-    Ok(Opened::Stream(Box::new(Begun::finished(first))))
+    let streamed = dialects::streamed(&reply.body, tally, ask.wants_usage, model, created);
+    let (events, first) = streamed.ok_or(AttemptFault::Garbled)?;
+    Ok(Opened::Stream(Box::new(Begun::finished(events, first))))
 }
 
 /// Whether an answer is one JSON document, whatever was asked for.

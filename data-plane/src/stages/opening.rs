@@ -13,7 +13,7 @@ use tollway_shared::fault::AttemptFault;
 
 use super::attempt::Failed;
 use crate::dialects::sse::{Frame, Parser};
-use crate::dialects::{Emit, Events, Tally};
+use crate::dialects::{Emit, Events, Reply, Tally};
 use crate::upstream::AnswerBody;
 
 /// Most events that are held; with one more they are let go, whatever they say.
@@ -24,7 +24,7 @@ const HELD_BYTES_MAX: usize = 64 << 10;
 /// What the caller is answered with.
 pub enum Opened {
     /// A whole answer.
-    Whole(Bytes),
+    Whole(Reply),
     /// A stream that has begun.
     Stream(Box<Begun>),
 }
@@ -44,11 +44,11 @@ pub struct Begun {
 
 impl Begun {
     /// A stream of which everything is here.
-    pub fn finished(first: Vec<Emit>) -> Self {
+    pub fn finished(events: Events, first: Vec<Emit>) -> Self {
         Self {
             body: None,
             parser: Parser::default(),
-            events: Events::passed_through(),
+            events,
             first,
             held_bytes: 0,
         }
@@ -67,7 +67,7 @@ impl Begun {
                 self.first.push(Emit::Done);
                 return Ok(true);
             }
-            held @ (Emit::Pass(_) | Emit::Usage(..)) => {
+            held @ Emit::Pass(_) => {
                 self.first.push(held);
                 self.held_bytes += frame.raw.len();
             }
@@ -160,6 +160,7 @@ pub(super) async fn whole(mut body: AnswerBody, max: usize, idle: Duration) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tollway_shared::catalog::Dialect;
 
     /// How many events are held when the stream counts as begun.
     fn held(event: &str) -> Option<usize> {
@@ -168,7 +169,8 @@ mod tests {
             event: Bytes::new(),
             data: Some(Bytes::copy_from_slice(event.as_bytes())),
         };
-        let (mut begun, mut tally) = (Begun::finished(Vec::new()), Tally::default());
+        let events = Events::new(Dialect::OpenAi, false, "a/b", 0);
+        let (mut begun, mut tally) = (Begun::finished(events, Vec::new()), Tally::default());
         (0..1_000).find_map(|_| match begun.take(&frame, &mut tally) {
             Ok(begins) => begins.then_some(begun.first.len()),
             Err(_) => None,

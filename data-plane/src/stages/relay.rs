@@ -9,16 +9,16 @@ use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep, timeout};
 use tollway_proto::usage::EndState;
 use tollway_shared::fault::Fault;
-use tollway_shared::money::NanoUsd;
 
 use super::opening::{Begun, Opened};
 use crate::api::reply::{self, Reply};
+use crate::dialects::slices::Slices;
 use crate::dialects::sse::{Frame as Event, Parser};
 use crate::dialects::{Emit, Events};
 use crate::pipeline::Context;
@@ -41,11 +41,15 @@ pub fn answer(mut cx: Context, candidate: Candidate, opened: Opened) -> Reply {
     reply::text(&mut headers, "x-tollway-model", candidate.endpoint.model.as_str());
     reply::text(&mut headers, "x-tollway-attempts", &tried.to_string());
     match opened {
-        Opened::Whole(body) => {
-            if let Some(cost) = cx.record.cost() {
-                reply::text(&mut headers, "x-tollway-cost-usd", &cost.to_string());
-            }
-            reply::whole(headers, Whole { cx, body: Some(body) })
+        Opened::Whole(answer) => {
+            let body = match cx.record.billed() {
+                Some(billed) => {
+                    reply::text(&mut headers, "x-tollway-cost-usd", &billed.cost.to_string());
+                    answer.priced(&billed)
+                }
+                None => answer.body.into(),
+            };
+            reply::whole(headers, Whole { cx, body })
         }
         Opened::Stream(begun) => reply::stream(headers, Stream::new(cx, candidate, *begun)),
     }
@@ -54,20 +58,23 @@ pub fn answer(mut cx: Context, candidate: Candidate, opened: Opened) -> Reply {
 /// A whole answer on its way: accounted as completed once the caller's connection took it.
 pub struct Whole {
     cx: Context,
-    body: Option<Bytes>,
+    body: Slices,
 }
 
 impl Whole {
     /// Bytes left to hand over.
     pub fn bytes_left(&self) -> u64 {
-        self.body.as_ref().map_or(0, |body| body.len() as u64)
+        self.body.bytes_left()
     }
 
-    /// The body, once.
+    /// The next piece of the body.
     pub fn take(&mut self) -> Option<Bytes> {
         self.cx.record.first_byte();
-        self.cx.record.close(EndState::Completed, 200, None);
-        self.body.take()
+        let piece = self.body.take(usize::MAX);
+        if self.body.bytes_left() == 0 {
+            self.cx.record.close(EndState::Completed, 200, None);
+        }
+        piece
     }
 }
 
@@ -235,7 +242,6 @@ impl Relay {
     fn emit(&mut self, emit: Emit) {
         match emit {
             Emit::Pass(bytes) => self.queue.push_back(bytes),
-            Emit::Usage(bytes, brace) => self.usage(&bytes, brace),
             Emit::Skip => {}
             Emit::Garbled => self.fail(&self.broken()),
             Emit::Error(error) => {
@@ -247,26 +253,14 @@ impl Relay {
                 });
             }
             Emit::Done => {
-                if let Some((bytes, brace)) = self.events.usage_chunk(&self.cx.record.tally) {
-                    self.usage(&bytes, brace);
-                }
+                let billed = self.cx.record.billed();
+                let usage = billed.and_then(|billed| self.events.usage_chunk(&billed));
+                self.queue.extend(usage);
                 self.queue.push_back(Bytes::from_static(DONE));
                 self.ended = true;
                 self.finish_body();
             }
         }
-    }
-
-    /// A usage chunk with our price in it.
-    fn usage(&mut self, bytes: &Bytes, brace: usize) {
-        let cost = self.cx.record.cost().unwrap_or(NanoUsd::ZERO);
-        let mut priced = BytesMut::with_capacity(bytes.len() + 32);
-        priced.extend_from_slice(&bytes[..brace]);
-        let empty = bytes[..brace].trim_ascii_end().ends_with(b"{");
-        priced.extend_from_slice(if empty { b"\"cost\":" } else { b",\"cost\":" });
-        priced.extend_from_slice(cost.to_string().as_bytes());
-        priced.extend_from_slice(&bytes[brace..]);
-        self.queue.push_back(priced.freeze());
     }
 
     /// Reads a body that has said everything to its end, so that its connection can be used again.
@@ -293,7 +287,7 @@ impl Relay {
         self.ended = true;
         let event = reply::stream_fault(
             fault,
-            self.cx.arrival.request_id.as_str(),
+            self.events.id().unwrap_or(self.cx.arrival.request_id.as_str()),
             self.cx.arrival.at.0 / 1_000,
             self.candidate.endpoint.model.as_str(),
         );

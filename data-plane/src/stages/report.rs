@@ -9,13 +9,13 @@ use tollway_proto::usage::{AttemptEntry, EndState, UnixMillisText, UsageEvent, U
 use tollway_shared::cost::Charge;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::{Revision, WriterId};
-use tollway_shared::money::NanoUsd;
 use tollway_shared::tokens::TokenCounts;
 
 use super::settle;
 use crate::ask::Ask;
 use crate::clock;
 use crate::dialects::estimate::Size;
+use crate::dialects::usage::Billed;
 use crate::dialects::{Tally, estimate};
 use crate::metrics::Ended;
 use crate::pipeline::{Arrival, Caller};
@@ -153,11 +153,15 @@ impl Record {
         }
     }
 
-    /// What the tally costs so far.
-    pub fn cost(&self) -> Option<NanoUsd> {
+    /// What would be billed if nothing more came.
+    pub fn billed(&self) -> Option<Billed> {
         let open = self.open.as_ref()?;
         let settled = settle::settled(&open.event.prices, &self.tally, open.size, open.reached);
-        Some(settled.charge.total)
+        Some(Billed {
+            tokens: settled.tokens,
+            estimated: settled.source == UsageSource::Estimated,
+            cost: settled.charge.total,
+        })
     }
 
     /// How many attempts were made.

@@ -3,11 +3,12 @@
 use std::time::Instant;
 
 use serde_json::{Value, json};
-use tollway_proto::usage::{EndState, UsageSource, log_file_name};
+use tollway_proto::usage::{EndState, UsageEvent, UsageSource, log_file_name};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::Dialect;
+use tollway_shared::money::Price;
 
-use crate::node::{Node, PARTITIONS, agrees, chunks, header};
+use crate::node::{MODEL, Node, PARTITIONS, agrees, chunks, header};
 
 #[tokio::test]
 async fn a_whole_answer_is_priced_and_reported_once() {
@@ -26,9 +27,13 @@ async fn a_whole_answer_is_priced_and_reported_once() {
     );
     let id = header(&response, "x-tollway-request-id").to_owned();
     let cost = header(&response, "x-tollway-cost-usd").to_owned();
-    let body: Value = response.json().await.unwrap();
+    let body = response.text().await.unwrap();
+    assert!(body.contains(&format!("\"cost\":{cost}}}")), "{body}");
+    let body: Value = serde_json::from_str(&body).unwrap();
     assert!(body["choices"][0]["message"]["content"].is_string(), "{body}");
+    assert_eq!(body["model"], MODEL, "the caller's name, not the provider's");
     let events = node.events(1).await;
+    shows(&body["usage"], &events[0]);
     assert_eq!(events[0].request_id.as_str(), id);
     assert_eq!(events[0].charge.total.to_string(), cost);
     assert_eq!((events[0].end, events[0].status), (EndState::Completed, 200));
@@ -67,8 +72,16 @@ async fn a_stream_shows_usage_only_to_those_who_asked() {
         .into_iter()
         .find(|chunk| chunk["usage"].is_object())
         .unwrap();
-    assert!(usage["usage"]["cost"].is_number(), "{usage}");
     let events = node.events(2).await;
+    let id = usage["id"].as_str().unwrap();
+    for chunk in chunks(&told).iter().filter(|chunk| !chunk.is_null()) {
+        assert_eq!(
+            (&chunk["model"], &chunk["id"]),
+            (&json!(MODEL), &json!(id)),
+            "{told}"
+        );
+    }
+    shows(&usage["usage"], &events[0]);
     events.iter().for_each(|event| agrees(event, &provider));
     assert!(
         events
@@ -171,6 +184,92 @@ async fn a_provider_that_opens_and_then_thinks_is_waited_for() {
         assert_eq!(chunks(&text).last(), Some(&Value::Null), "{text}");
         agrees(&node.events(1).await[0], &provider);
     }
+}
+
+#[tokio::test]
+async fn every_answer_shows_what_it_is_billed_for() {
+    let provider = Scripted::start("a");
+    let dear = Price(i64::MAX / 2);
+    for dialect in [Dialect::OpenAi, Dialect::Anthropic] {
+        for (prompt, output, estimated) in [
+            ("[[tw:cache_read_tokens=4]] [[tw:prompt_tokens=9]]", None, false),
+            ("[[tw:no_usage]]", None, true),
+            ("[[tw:prompt_tokens=0]] [[tw:completion_tokens=0]]", None, true),
+            // What it would cost is more than there is money for; what is billed instead is shown.
+            (
+                "[[tw:ignore_max]] [[tw:completion_tokens=90000000]]",
+                Some(dear),
+                true,
+            ),
+        ] {
+            let node = Node::start(&[(&provider, "a", dialect)]).await;
+            if let Some(price) = output {
+                node.set_output_price("a", price);
+            }
+            for (number, extra) in [
+                (1, json!({})),
+                (2, json!({"stream": true})),
+                (
+                    3,
+                    json!({"stream": true, "messages": [{"role": "user", "content": format!("{prompt} [[tw:plain]]")}]}),
+                ),
+            ] {
+                let mut extra = extra;
+                extra["stream_options"] = json!({"include_usage": true});
+                let response = node.ask(prompt, extra).await;
+                let id = header(&response, "x-tollway-request-id").to_owned();
+                let text = response.text().await.unwrap();
+                let shown = match serde_json::from_str::<Value>(&text) {
+                    Ok(body) => vec![body],
+                    Err(_) => chunks(&text),
+                };
+                let mut usages = shown
+                    .iter()
+                    .map(|chunk| &chunk["usage"])
+                    .filter(|usage| !usage.is_null());
+                let (usage, more) = (usages.next(), usages.next());
+                let events = node.events(number).await;
+                let event = events
+                    .iter()
+                    .find(|event| event.request_id.as_str() == id)
+                    .unwrap();
+                let from = format!("{dialect:?} {prompt}: {text}");
+                assert_eq!(more, None, "{from}");
+                let usage = usage.unwrap_or_else(|| panic!("{from}"));
+                assert_eq!(usage["estimated"] == true, estimated, "{from}");
+                shows(usage, event);
+            }
+        }
+    }
+}
+
+/// The figures of a usage object are those of the event, to the nano-dollar.
+fn shows(usage: &Value, event: &UsageEvent) {
+    let tokens = &event.tokens;
+    assert_eq!(
+        (
+            &usage["prompt_tokens"],
+            &usage["completion_tokens"],
+            &usage["total_tokens"]
+        ),
+        (
+            &json!(tokens.prompt()),
+            &json!(tokens.completion()),
+            &json!(tokens.prompt() + tokens.completion())
+        ),
+        "{usage} {event:#?}"
+    );
+    assert_eq!(
+        usage["prompt_tokens_details"]["cached_tokens"],
+        tokens.input_cache_read
+    );
+    let cost: f64 = event.charge.total.to_string().parse().unwrap();
+    assert_eq!(usage["cost"], json!(cost), "{usage}");
+    assert_eq!(
+        usage["estimated"] == true,
+        event.usage_source == UsageSource::Estimated,
+        "{usage}"
+    );
 }
 
 #[tokio::test]

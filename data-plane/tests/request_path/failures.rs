@@ -133,7 +133,16 @@ async fn a_stream_that_breaks_ends_in_an_error_event() {
         let seen = chunks(&text);
         let last = seen.last().unwrap();
         assert_eq!(last["error"]["metadata"]["error_type"], code, "{prompt}: {text}");
-        assert!(last["error"]["code"].is_number() && last["choices"][0]["finish_reason"] == "error");
+        assert!(last["error"]["code"].is_number() && last["error"]["message"].is_string());
+        // The envelope of the chunks before it, and nothing after it.
+        for member in ["id", "object", "model"] {
+            assert_eq!(last[member], seen[0][member], "{member}: {text}");
+        }
+        assert_eq!(
+            last["choices"],
+            json!([{"index": 0, "delta": {"content": ""}, "finish_reason": "error", "native_finish_reason": null}])
+        );
+        assert!(!text.contains("[DONE]"), "{text}");
         let events = node.events(number).await;
         let event = events.iter().max_by_key(|event| event.sequence).unwrap();
         assert_eq!(

@@ -265,6 +265,30 @@ impl Node {
         self.live.set_snapshot(Arc::new(snapshot), clock::now());
     }
 
+    /// Changes what a provider's completion tokens cost.
+    pub(crate) fn set_output_price(&self, provider: &str, output: Price) {
+        let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
+        let id = PriceId::trusted(format!("price-{provider}"));
+        put(
+            &mut snapshot,
+            Resource::Price(PriceVersion {
+                id,
+                endpoint: EndpointId::trusted(format!("{provider}/{MODEL}")),
+                effective_from: UnixMillis(0),
+                prices: Prices {
+                    input: Price(1_000_000_000),
+                    output,
+                    input_cache_read: None,
+                    input_cache_write: None,
+                    output_reasoning: None,
+                    request: None,
+                },
+            }),
+        );
+        assert_eq!(snapshot.check(None), []);
+        self.live.set_snapshot(Arc::new(snapshot), clock::now());
+    }
+
     pub(crate) fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         let url = format!("{}/v1/chat/completions", self.running.api_url);
         self.http

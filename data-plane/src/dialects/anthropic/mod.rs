@@ -7,7 +7,7 @@ pub mod stream;
 mod tools;
 mod turns;
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tollway_shared::tokens::TokenCounts;
 
 /// The usage object. Fields that an event leaves out keep what an earlier one said.
@@ -42,35 +42,6 @@ impl Usage {
             input_cache_write: self.cache_creation_input_tokens.unwrap_or(0),
             output: self.output_tokens.unwrap_or(0),
             output_reasoning: 0,
-        }
-    }
-}
-
-/// The usage object that callers see.
-#[derive(Debug, Serialize)]
-pub(crate) struct UsageOut {
-    prompt_tokens: u64,
-    completion_tokens: u64,
-    total_tokens: u64,
-    prompt_tokens_details: PromptDetailsOut,
-}
-
-#[derive(Debug, Serialize)]
-struct PromptDetailsOut {
-    cached_tokens: u64,
-    cache_write_tokens: u64,
-}
-
-impl From<TokenCounts> for UsageOut {
-    fn from(counts: TokenCounts) -> Self {
-        Self {
-            prompt_tokens: counts.prompt(),
-            completion_tokens: counts.completion(),
-            total_tokens: counts.prompt().saturating_add(counts.completion()),
-            prompt_tokens_details: PromptDetailsOut {
-                cached_tokens: counts.input_cache_read,
-                cache_write_tokens: counts.input_cache_write,
-            },
         }
     }
 }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Usage, UsageOut, faults, finish_reason};
+use super::{Usage, faults, finish_reason};
 use crate::dialects::{Reply, ReplyFault, Tally};
 
 #[derive(Deserialize)]
@@ -46,8 +46,6 @@ struct Out<'a> {
     model: &'a str,
     system_fingerprint: Option<&'a str>,
     choices: [ChoiceOut<'a>; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageOut>,
 }
 
 #[derive(Serialize)]
@@ -137,10 +135,13 @@ pub fn read(body: &[u8], model: &str, created: i64) -> Result<Reply, ReplyFault>
             native_finish_reason: native,
             logprobs: None,
         }],
-        usage: counts.map(UsageOut::from),
     };
+    let body = serde_json::to_vec(&out).expect("text serializes");
+    let end = body.len() - 1;
     Ok(Reply {
-        body: serde_json::to_vec(&out).expect("text serializes").into(),
+        body: body.into(),
+        model: None,
+        usage: end..end,
         tally,
     })
 }
@@ -148,7 +149,9 @@ pub fn read(body: &[u8], model: &str, created: i64) -> Result<Reply, ReplyFault>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialects::usage::Billed;
     use serde_json::{Value, json};
+    use tollway_shared::money::NanoUsd;
 
     #[test]
     fn a_message_with_tools_and_cache_becomes_a_completion() {
@@ -161,7 +164,12 @@ mod tests {
             "usage": {"input_tokens": 5, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 20, "output_tokens": 9}
         });
         let reply = read(body.to_string().as_bytes(), "a/b", 7).unwrap();
-        let out: Value = serde_json::from_slice(&reply.body).unwrap();
+        let billed = Billed {
+            tokens: reply.tally.usage.unwrap(),
+            estimated: false,
+            cost: NanoUsd(7),
+        };
+        let out: Value = serde_json::from_slice(&reply.priced(&billed).to_bytes()).unwrap();
         assert_eq!(out["choices"][0]["message"]["content"], "I add.");
         assert_eq!(out["choices"][0]["message"]["reasoning"], "hm");
         assert_eq!(
@@ -171,6 +179,7 @@ mod tests {
         assert_eq!(out["choices"][0]["finish_reason"], "tool_calls");
         assert_eq!(out["usage"]["prompt_tokens"], 125);
         assert_eq!(out["usage"]["prompt_tokens_details"]["cached_tokens"], 100);
+        assert_eq!(out["usage"]["cost"], 7e-9);
         let counts = reply.tally.usage.unwrap();
         assert_eq!(
             (

@@ -6,9 +6,11 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use super::{Usage, UsageOut, faults, finish_reason};
+use super::{Usage, faults, finish_reason};
 use crate::dialects::sse::Frame;
+use crate::dialects::usage::{self, Billed};
 use crate::dialects::{Emit, Tally};
 
 #[derive(Deserialize)]
@@ -93,7 +95,7 @@ struct Chunk<'a> {
     model: &'a str,
     choices: &'a [ChoiceOut<'a>],
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<UsageOut>,
+    usage: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -209,13 +211,19 @@ impl Stream {
         }
     }
 
-    /// The usage chunk, for callers who asked for it: comes after the last event. With the place of its last brace.
-    pub fn usage_chunk(&self, tally: &Tally) -> Option<(Bytes, usize)> {
-        let usage = tally.usage.filter(|_| self.wants_usage)?;
-        let bytes = self.written(&[], Some(usage.into()));
-        // …"total_tokens":1,"prompt_tokens_details":{…}}}\n\n: the object's brace is before the chunk's.
-        let brace = bytes.len().checked_sub(4)?;
-        Some((bytes, brace))
+    /// The id that all chunks have; empty before the first.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The usage chunk, for callers who asked for it: comes after the last event.
+    pub fn usage_chunk(&self, billed: &Billed) -> Option<Bytes> {
+        if !self.wants_usage {
+            return None;
+        }
+        let usage = usage::written(None, billed);
+        let usage = serde_json::from_slice(&usage).expect("what we wrote is JSON");
+        Some(self.written(&[], Some(usage)))
     }
 
     fn note(&mut self, usage: Option<&Usage>, tally: &mut Tally) {
@@ -308,7 +316,7 @@ impl Stream {
         Emit::Pass(self.written(choices, None))
     }
 
-    fn written(&self, choices: &[ChoiceOut<'_>], usage: Option<UsageOut>) -> Bytes {
+    fn written(&self, choices: &[ChoiceOut<'_>], usage: Option<&RawValue>) -> Bytes {
         let chunk = Chunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -330,6 +338,7 @@ mod tests {
     use super::*;
     use crate::dialects::sse::Parser;
     use serde_json::Value;
+    use tollway_shared::money::NanoUsd;
 
     const STREAM: &str = concat!(
         "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg_1\",\"usage\":{\"input_tokens\":5,\"cache_read_input_tokens\":7,\"output_tokens\":1}}}\n\n",
@@ -377,8 +386,13 @@ mod tests {
         let usage = tally.usage.unwrap();
         assert_eq!((usage.input, usage.input_cache_read, usage.output), (5, 7, 12));
         assert_eq!(tally.finish_reason.as_deref(), Some("tool_calls"));
-        let (chunk, brace) = stream.usage_chunk(&tally).unwrap();
-        assert_eq!(&chunk[brace - 1..brace + 2], b"}}}");
+        let billed = Billed {
+            tokens: usage,
+            estimated: false,
+            cost: NanoUsd(1),
+        };
+        let chunk = stream.usage_chunk(&billed).unwrap();
+        assert!(chunk.ends_with(b"\"cost\":0.000000001}}\n\n"), "{chunk:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! OpenAI chat completions: what callers speak, and most servers.
 
+mod chunk;
 pub mod faults;
 pub mod reply;
 pub mod request;
@@ -37,6 +38,16 @@ struct CompletionDetails {
 }
 
 impl Usage {
+    /// Whether its details, where it has any, are those of these counts.
+    pub(crate) fn details_are(&self, counts: &TokenCounts) -> bool {
+        let prompt = self.prompt_tokens_details.as_ref().is_none_or(|details| {
+            details.cached_tokens.unwrap_or(0) == counts.input_cache_read
+                && details.cache_write_tokens.unwrap_or(0) == counts.input_cache_write
+        });
+        let completion = self.completion_tokens_details.as_ref();
+        prompt && completion.is_none_or(|d| d.reasoning_tokens.unwrap_or(0) == counts.output_reasoning)
+    }
+
     /// Disjoint counts: in this dialect totals include their details. `None` when it counts nothing at all.
     pub(crate) fn counts(&self) -> Option<TokenCounts> {
         let prompt = self.prompt_tokens;

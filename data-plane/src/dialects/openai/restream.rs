@@ -1,6 +1,6 @@
 //! A whole answer as the stream that was asked for: some servers cannot stream, and say so only by how they answer.
 //!
-//! Each choice becomes one chunk with all it says and one with its end; then usage, for callers who asked for it, and the end.
+//! Each choice becomes one chunk with all it says and one with its end; then comes the end.
 
 use std::borrow::Cow;
 
@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::stream::Stream;
 use crate::dialects::{Emit, Tally};
 
 #[derive(Deserialize)]
@@ -16,8 +17,6 @@ struct In<'a> {
     id: Option<&'a RawValue>,
     #[serde(borrow, default)]
     created: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    model: Option<&'a RawValue>,
     #[serde(borrow, default)]
     service_tier: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -83,14 +82,11 @@ struct Chunk<'a> {
     object: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<&'a RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<&'a RawValue>,
+    model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     service_tier: Option<&'a RawValue>,
     system_fingerprint: Option<&'a RawValue>,
     choices: &'a [ChoiceOut<'a>],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<&'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -107,18 +103,23 @@ struct ChoiceOut<'a> {
 /// The events of `body`, a whole answer that was read already; `None` when it cannot be written as a stream.
 ///
 /// - `tally`: what the answer shows. An answer that came whole has ended, so a finish reason that it lacks is filled in.
-pub(crate) fn events(body: &[u8], tally: &mut Tally, wants_usage: bool) -> Option<Vec<Emit>> {
+/// - `stream`: the stream that they are the events of; it gets to know what its usage chunk shows.
+pub(crate) fn events(
+    body: &[u8],
+    tally: &mut Tally,
+    model: &str,
+    stream: Stream,
+) -> Option<(Stream, Vec<Emit>)> {
     let whole: In<'_> = serde_json::from_slice(body).ok()?;
-    let chunk = |choices: &[ChoiceOut<'_>], usage: Option<&RawValue>| {
+    let chunk = |choices: &[ChoiceOut<'_>]| {
         written(&Chunk {
             id: whole.id,
             object: "chat.completion.chunk",
             created: whole.created,
-            model: whole.model,
+            model,
             service_tier: whole.service_tier,
             system_fingerprint: whole.system_fingerprint,
             choices,
-            usage,
         })
     };
     let mut events = Vec::with_capacity(whole.choices.len() * 2 + 2);
@@ -147,21 +148,12 @@ pub(crate) fn events(body: &[u8], tally: &mut Tally, wants_usage: bool) -> Optio
             finish_reason: Some(&reason),
             native_finish_reason: choice.native_finish_reason,
         };
-        events.push(Emit::Pass(chunk(&[said], None)));
-        events.push(Emit::Pass(chunk(&[ended], None)));
+        events.push(Emit::Pass(chunk(&[said])));
+        events.push(Emit::Pass(chunk(&[ended])));
         tally.finish_reason.get_or_insert_with(|| reason.into_owned());
     }
-    if let Some(usage) = whole
-        .usage
-        .filter(|usage| wants_usage && usage.get().ends_with('}'))
-    {
-        let bytes = chunk(&[], Some(usage));
-        // The usage object comes last, so its brace is before the chunk's and two line ends.
-        let brace = bytes.len() - 4;
-        events.push(Emit::Usage(bytes, brace));
-    }
     events.push(Emit::Done);
-    Some(events)
+    Some((stream.ended(whole.id, whole.created, whole.usage), events))
 }
 
 fn written(chunk: &Chunk<'_>) -> Bytes {
@@ -175,7 +167,10 @@ fn written(chunk: &Chunk<'_>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialects::usage::Billed;
     use serde_json::{Value, json};
+    use tollway_shared::money::NanoUsd;
+    use tollway_shared::tokens::TokenCounts;
 
     #[test]
     fn every_choice_says_all_of_it_and_ends() {
@@ -184,14 +179,15 @@ mod tests {
                 {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "a\nb", "refusal": null}},
                 {"index": 1, "message": {"role": "assistant", "content": null, "tool_calls": [
                     {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 2}
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2, "queue_s": 3}
         });
         let mut tally = Tally::default();
-        let events = events(body.to_string().as_bytes(), &mut tally, true).unwrap();
+        let stream = Stream::new(true, "a/b", 0);
+        let (stream, events) = events(body.to_string().as_bytes(), &mut tally, "a/b", stream).unwrap();
         let chunks: Vec<Value> = events
             .iter()
             .filter_map(|emit| match emit {
-                Emit::Pass(bytes) | Emit::Usage(bytes, _) => {
+                Emit::Pass(bytes) => {
                     Some(serde_json::from_slice(bytes.strip_prefix(b"data: ").unwrap()).unwrap())
                 }
                 _ => None,
@@ -214,19 +210,20 @@ mod tests {
         assert!(
             chunks
                 .iter()
-                .all(|chunk| chunk["object"] == "chat.completion.chunk" && chunk["created"] == 7)
+                .all(|chunk| chunk["object"] == "chat.completion.chunk"
+                    && chunk["created"] == 7
+                    && chunk["model"] == "a/b")
         );
-        let Some([Emit::Usage(bytes, brace), Emit::Done]) = events.last_chunk() else {
-            panic!("{events:?}")
+        assert_eq!(events.last(), Some(&Emit::Done));
+        let billed = Billed {
+            tokens: TokenCounts::default(),
+            estimated: false,
+            cost: NanoUsd(1),
         };
-        assert_eq!(&bytes[brace - 1..brace + 2], b"1}}");
+        let usage = stream.usage_chunk(&billed).unwrap();
+        let usage: Value = serde_json::from_slice(usage.strip_prefix(b"data: ").unwrap()).unwrap();
+        assert_eq!((&usage["id"], &usage["created"]), (&json!("x"), &json!(7)));
+        assert_eq!(usage["usage"]["queue_s"], 3);
         assert_eq!(tally.finish_reason.as_deref(), Some("length"));
-    }
-
-    #[test]
-    fn usage_is_for_those_who_asked() {
-        let body = br#"{"choices":[{"message":{"content":"a"}}],"usage":{"prompt_tokens":1}}"#;
-        let events = events(body, &mut Tally::default(), false).unwrap();
-        assert!(matches!(events[..], [Emit::Pass(_), Emit::Pass(_), Emit::Done]));
     }
 }

@@ -1,16 +1,20 @@
-//! Events of a stream: passed on as they came. Only those before the first token, and those that hold usage, an error or an end, are
-//! parsed.
+//! Events of a stream: passed on as they came, but for the model's name. Only those before the first token, and those that hold usage, an
+//! error or an end, are parsed.
+//!
+//! Usage is held back, wherever the provider writes it, and shown once, at the end, as it is billed.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use memchr::memmem::Finder;
-use serde::Deserialize;
+use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::chunk::{self, Choice, Chunk, Naming};
 use super::{Usage, faults};
+use crate::dialects::slices::{self, Edit};
 use crate::dialects::sse::Frame;
+use crate::dialects::usage::{self, Billed};
 use crate::dialects::{Emit, Tally};
 
 /// A quote inside a JSON string is escaped, so these can only be keys.
@@ -27,41 +31,15 @@ static TEXTS: LazyLock<[Finder<'static>; 4]> = LazyLock::new(|| {
     .map(Finder::new)
 });
 
-#[derive(Deserialize)]
-struct Chunk<'a> {
-    #[serde(borrow, default)]
-    choices: Option<Vec<Choice<'a>>>,
-    #[serde(borrow, default)]
-    usage: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    finish_reason: Option<Cow<'a, str>>,
-}
-
-impl Choice<'_> {
-    /// Why it ended. Some servers write an empty text until then.
-    fn ended(&self) -> Option<&str> {
-        self.finish_reason.as_deref().filter(|reason| !reason.is_empty())
-    }
-
-    /// Whether it says anything: an end, or a member of the delta that is not the role and not empty.
-    fn speaks(&self) -> bool {
-        const EMPTY: [&str; 4] = ["null", "\"\"", "[]", "{}"];
-        let delta = self.delta.map_or("{}", RawValue::get);
-        let said = serde_json::from_str::<BTreeMap<Cow<'_, str>, &RawValue>>(delta).map(|members| {
-            members
-                .iter()
-                .any(|(key, value)| key != "role" && !EMPTY.contains(&value.get()))
-        });
-        self.ended().is_some() || said.unwrap_or(true)
-    }
+/// A usage chunk of ours, for a provider that sent none.
+#[derive(Serialize)]
+struct UsageChunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    model: &'a str,
+    choices: [(); 0],
+    usage: &'a RawValue,
 }
 
 /// One stream.
@@ -69,15 +47,77 @@ impl Choice<'_> {
 pub struct Stream {
     wants_usage: bool,
     begun: bool,
+    model: String,
+    naming: Naming,
+    id: String,
+    created: i64,
+    /// The provider's usage object, the last one that counts anything.
+    usage: Option<Bytes>,
+    /// The chunk that holds nothing but usage.
+    usage_only: Option<Bytes>,
 }
 
 impl Stream {
-    /// `wants_usage`: whether the caller asked for a usage chunk.
-    pub fn new(wants_usage: bool) -> Self {
+    /// - `wants_usage`: whether the caller asked for a usage chunk.
+    /// - `model`: as the caller knows it; `created`: the second that is shown until a chunk says one.
+    pub fn new(wants_usage: bool, model: &str, created: i64) -> Self {
         Self {
             wants_usage,
             begun: false,
+            model: model.to_owned(),
+            naming: Naming::new(model),
+            id: String::new(),
+            created,
+            usage: None,
+            usage_only: None,
         }
+    }
+
+    /// The end of a stream that was written here. `usage`: the provider's object.
+    pub(super) fn ended(
+        mut self,
+        id: Option<&RawValue>,
+        created: Option<&RawValue>,
+        usage: Option<&RawValue>,
+    ) -> Self {
+        self.note(id, created);
+        self.usage = usage.map(|usage| Bytes::copy_from_slice(usage.get().as_bytes()));
+        self
+    }
+
+    /// The id that all chunks have; empty before the first.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The usage chunk, for callers who asked for it: comes after the last event. The provider's own, if it wrote one.
+    pub fn usage_chunk(&self, billed: &Billed) -> Option<Bytes> {
+        if !self.wants_usage {
+            return None;
+        }
+        let usage = usage::written(self.usage.as_deref(), billed);
+        if let Some(theirs) = &self.usage_only
+            && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(theirs)
+            && let Some(range) = chunk
+                .usage
+                .and_then(|raw| slices::place(theirs, raw.get().as_bytes()))
+        {
+            let ours = serde_json::to_vec(&self.model).expect("text serializes").into();
+            let mut edits = vec![Edit { range, with: usage }];
+            edits.extend(chunk::naming(theirs, chunk.model, &ours));
+            edits.sort_by_key(|edit| edit.range.start);
+            return Some(chunk::written(theirs, &edits));
+        }
+        let chunk = UsageChunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.model,
+            choices: [],
+            usage: serde_json::from_slice(&usage).expect("what we wrote is JSON"),
+        };
+        let chunk = serde_json::to_vec(&chunk).expect("text and raw values serialize");
+        Some(chunk::written(&chunk, &[]))
     }
 
     /// Whether anything of the answer itself has come. A role alone, or an empty text, is none of it.
@@ -98,6 +138,7 @@ impl Stream {
             Some(b'{') if data.trim_ascii_end().ends_with(b"}") => {}
             Some(_) => return Emit::Garbled,
         }
+        let data = &chunk::line(frame, data);
         let text: u64 = TEXTS.iter().map(|finder| text_bytes(finder, data)).sum();
         tally.text_bytes += text;
         let interesting = !self.begun
@@ -106,13 +147,15 @@ impl Stream {
             || value_after(&ERROR, data).is_some_and(|first| first != b'n')
             || frame.event == "error";
         if interesting {
-            self.parsed(frame, data, tally)
-        } else {
-            Emit::Pass(frame.raw.clone())
+            return self.parsed(frame, data, tally);
+        }
+        match self.naming.edit(data) {
+            Ok(edit) => Emit::Pass(chunk::event(frame, data, edit.as_slice())),
+            Err(_) => Emit::Garbled,
         }
     }
 
-    fn parsed(&mut self, frame: &Frame, data: &[u8], tally: &mut Tally) -> Emit {
+    fn parsed(&mut self, frame: &Frame, data: &Bytes, tally: &mut Tally) -> Emit {
         let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data) else {
             return Emit::Garbled;
         };
@@ -131,28 +174,41 @@ impl Stream {
             tally.finish_reason = Some(reason.to_owned());
         }
         self.begun = self.begun || choices.iter().any(Choice::speaks);
-        let Some(usage) = chunk.usage else {
-            return Emit::Pass(frame.raw.clone());
-        };
-        let counts = serde_json::from_str::<Usage>(usage.get())
-            .ok()
-            .and_then(|usage| usage.counts());
-        if counts.is_some() {
-            tally.usage = counts;
-            // Some servers count in every chunk; before the end these are counts of what was written so far.
-            tally.usage_is_final = choices.is_empty() || tally.finish_reason.is_some();
+        self.note(chunk.id, chunk.created);
+        let mut edits: Vec<Edit> = self.naming.named(data, chunk.model).into_iter().collect();
+        let usage = chunk.usage.map(|usage| usage.get().as_bytes());
+        if let Some(place) = usage.and_then(|usage| slices::place(data, usage)) {
+            let counts = serde_json::from_slice::<Usage>(&data[place.clone()])
+                .ok()
+                .and_then(|usage| usage.counts());
+            if counts.is_some() {
+                tally.usage = counts;
+                // Some servers count in every chunk; before the end these are counts of what was written so far.
+                tally.usage_is_final = choices.is_empty() || tally.finish_reason.is_some();
+                self.usage = Some(data.slice(place.clone()));
+            }
+            if choices.is_empty() {
+                self.usage_only = Some(data.clone());
+                return Emit::Skip;
+            }
+            edits.push(Edit {
+                range: place,
+                with: Bytes::from_static(b"null"),
+            });
+            edits.sort_by_key(|edit| edit.range.start);
         }
-        if choices.is_empty() && !self.wants_usage {
-            return Emit::Skip;
+        Emit::Pass(chunk::event(frame, data, &edits))
+    }
+
+    /// What chunks have in common, from the first one that says it.
+    fn note(&mut self, id: Option<&RawValue>, created: Option<&RawValue>) {
+        if self.id.is_empty()
+            && let Some(id) = id.and_then(|id| serde_json::from_str::<String>(id.get()).ok())
+        {
+            self.id = id;
+            let created = created.and_then(|created| created.get().parse().ok());
+            self.created = created.unwrap_or(self.created);
         }
-        // Data in one line is a slice of the raw event, so the place of the usage object in it is known.
-        let raw = frame.raw.as_ptr_range();
-        let end = usage.get().as_bytes().as_ptr_range().end;
-        if self.wants_usage && usage.get().ends_with('}') && raw.contains(&usage.get().as_ptr()) {
-            let brace = end as usize - raw.start as usize - 1;
-            return Emit::Usage(frame.raw.clone(), brace);
-        }
-        Emit::Pass(frame.raw.clone())
     }
 }
 
@@ -202,11 +258,16 @@ fn text_bytes(key: &Finder<'_>, data: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::dialects::sse::Parser;
-    use bytes::Bytes;
+    use serde_json::{Value, json};
+    use tollway_shared::money::NanoUsd;
+    use tollway_shared::tokens::TokenCounts;
 
     fn run(wants_usage: bool, body: &'static str) -> (Vec<Emit>, Tally) {
-        let (mut parser, mut stream, mut tally) =
-            (Parser::default(), Stream::new(wants_usage), Tally::default());
+        let (mut parser, mut stream, mut tally) = (
+            Parser::default(),
+            Stream::new(wants_usage, "a/b", 7),
+            Tally::default(),
+        );
         parser.push(Bytes::from_static(body.as_bytes()));
         let mut emits = Vec::new();
         while let Some(frame) = parser.next_frame().unwrap() {
@@ -222,27 +283,81 @@ mod tests {
         "data: [DONE]\n\n",
     );
 
-    #[test]
-    fn the_usage_chunk_is_hidden_from_callers_who_did_not_ask() {
-        let (emits, tally) = run(false, STREAM);
-        assert!(matches!(
-            emits[..],
-            [Emit::Pass(_), Emit::Pass(_), Emit::Skip, Emit::Done]
-        ));
-        assert_eq!(tally.usage.map(|u| (u.input, u.output)), Some((3, 2)));
-        assert_eq!(
-            (tally.text_bytes, tally.finish_reason.as_deref()),
-            (6, Some("stop"))
-        );
+    const BILLED: Billed = Billed {
+        tokens: TokenCounts {
+            input: 3,
+            input_cache_read: 0,
+            input_cache_write: 0,
+            output: 2,
+            output_reasoning: 0,
+        },
+        estimated: false,
+        cost: NanoUsd(7),
+    };
+
+    /// The usage chunk at the end of a stream.
+    fn usage_chunk(wants_usage: bool, body: &'static str) -> Option<Value> {
+        let (mut parser, mut stream) = (Parser::default(), Stream::new(wants_usage, "a/b", 7));
+        parser.push(Bytes::from_static(body.as_bytes()));
+        while let Some(frame) = parser.next_frame().unwrap() {
+            stream.take(&frame, &mut Tally::default());
+        }
+        let chunk = stream.usage_chunk(&BILLED)?;
+        Some(serde_json::from_slice(chunk.strip_prefix(b"data: ").unwrap()).unwrap())
     }
 
     #[test]
-    fn the_place_of_the_usage_objects_end_is_known() {
-        let (emits, _) = run(true, STREAM);
-        let Emit::Usage(raw, brace) = &emits[2] else {
+    fn usage_is_shown_once_and_only_to_callers_who_asked() {
+        for wants_usage in [true, false] {
+            let (emits, tally) = run(wants_usage, STREAM);
+            assert!(matches!(
+                emits[..],
+                [Emit::Pass(_), Emit::Pass(_), Emit::Skip, Emit::Done]
+            ));
+            assert_eq!(tally.usage.map(|u| (u.input, u.output)), Some((3, 2)));
+            assert_eq!(
+                (tally.text_bytes, tally.finish_reason.as_deref()),
+                (6, Some("stop"))
+            );
+        }
+        assert_eq!(usage_chunk(false, STREAM), None);
+        let own = STREAM.replace(
+            r#"{"choices":[],"#,
+            r#"{"id":"x","model":"m","timings":1,"choices":[],"#,
+        );
+        let chunk = usage_chunk(true, own.leak()).unwrap();
+        assert_eq!((&chunk["model"], &chunk["timings"]), (&json!("a/b"), &json!(1)));
+        assert_eq!(chunk["usage"]["total_tokens"], 5);
+        assert_eq!(chunk["usage"]["cost"], 7e-9);
+    }
+
+    #[test]
+    fn a_provider_without_a_usage_chunk_gets_one_written() {
+        const NONE: &str =
+            "data: {\"id\":\"x\",\"created\":5,\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+        let with_end = NONE.replace(
+            "}]}",
+            "}],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,\"queue_s\":1}}",
+        );
+        let (emits, _) = run(true, with_end.clone().leak());
+        let Emit::Pass(passed) = &emits[0] else {
             panic!("{emits:?}")
         };
-        assert_eq!(&raw[brace - 1..=*brace], b"2}");
+        assert!(passed.ends_with(b"}],\"usage\":null}\n\n"), "{passed:?}");
+        for (body, queue_s) in [(NONE.to_owned(), Value::Null), (with_end, json!(1))] {
+            let chunk = usage_chunk(true, body.leak()).unwrap();
+            assert_eq!(
+                (
+                    &chunk["id"],
+                    &chunk["created"],
+                    &chunk["model"],
+                    &chunk["choices"]
+                ),
+                (&json!("x"), &json!(5), &json!("a/b"), &json!([]))
+            );
+            assert_eq!(chunk["usage"]["completion_tokens"], 2);
+            assert_eq!(chunk["usage"]["queue_s"], queue_s);
+        }
     }
 
     #[test]
