@@ -13,7 +13,9 @@ use super::segment;
 use super::space::SpoolState;
 use super::spool::SpoolFault;
 use super::sync::Fsync;
-use super::tests::{Bench, PARTITIONS, Script, assert_complete, bytes_in, outcomes, recovered, scratch};
+use super::tests::{
+    Bench, PARTITIONS, ROUNDS_MAX, Script, assert_complete, bytes_in, outcomes, recovered, scratch,
+};
 use super::{recover, sample};
 
 /// A disk under the page cache. It has what a good fsync gave it; after one that failed it never gets what that was to cover, although
@@ -32,18 +34,22 @@ struct Platter {
     calls: usize,
     /// The calls that fail.
     fails: BTreeSet<usize>,
-    /// Whether a file then loses in memory, too, what it has not on disk.
-    drops: bool,
+    /// Those of them at which the file loses in memory, too, what it has not on disk.
+    drops: BTreeSet<usize>,
 }
 
 impl Disk {
-    pub(super) fn failing(calls: impl IntoIterator<Item = usize>, drops: bool) -> Self {
+    pub(super) fn failing(calls: impl IntoIterator<Item = usize>) -> Self {
         let platter = Platter {
             fails: calls.into_iter().collect(),
-            drops,
             ..Platter::default()
         };
         Self(Arc::new(Mutex::new(platter)))
+    }
+
+    fn dropping(self, call: usize) -> Self {
+        self.0.lock().unwrap().drops.insert(call);
+        self
     }
 
     /// A folder whose names are durable; of its files nothing is.
@@ -77,7 +83,7 @@ impl Disk {
 
 impl Platter {
     fn fsync(&mut self, file: &File) -> io::Result<()> {
-        let fails = self.fails.contains(&self.calls);
+        let (fails, drops) = (self.fails.contains(&self.calls), self.drops.contains(&self.calls));
         self.calls += 1;
         let (kind, inode) = (file.metadata().unwrap(), file.metadata().unwrap().ino());
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -88,7 +94,7 @@ impl Platter {
             }
         } else if fails {
             self.failed.insert(inode);
-            if self.drops {
+            if drops {
                 let kept = self.files.get(&inode).map_or(0, Vec::len);
                 let lost = usize::try_from(kind.len()).unwrap().saturating_sub(kept);
                 let memory = OpenOptions::new().write(true).open(path).unwrap();
@@ -174,19 +180,14 @@ fn copied(folder: &Path) -> (tempfile::TempDir, std::path::PathBuf) {
 /// count of bytes, and in the end everything is on disk, in order.
 #[test]
 fn what_a_failed_fsync_may_have_dropped_is_written_again_and_a_crash_at_any_fsync_loses_nothing() {
-    for (second, drops, segment_bytes) in (1..10)
-        .flat_map(|second| [(second, false), (second, true)])
-        .flat_map(|(second, drops)| {
-            [
-                (second, drops, 1 << 20),
-                (second, drops, 4 << 10),
-                (second, drops, 1),
-            ]
-        })
-    {
-        let context = format!("call {second}, dropped {drops}, segments of {segment_bytes}");
+    let cases = (1..10).flat_map(|second| [(second, 1 << 20), (second, 1)]);
+    for ((second, segment_bytes), drops) in cases.flat_map(|case| (0..3).map(move |drops| (case, drops))) {
+        let context = format!("call {second}, {drops} drop, segments of {segment_bytes}");
         let first = calls_before(segment_bytes);
-        let disk = Disk::failing([first, first + second], drops);
+        let mut disk = Disk::failing([first, first + second]);
+        for dropping in [first + second, first].into_iter().take(drops) {
+            disk = disk.dropping(dropping);
+        }
         let mut bench = begun(&disk, segment_bytes);
         let script = Script::default();
         let mut shipper = bench.shipper(&script);
@@ -212,6 +213,9 @@ fn what_a_failed_fsync_may_have_dropped_is_written_again_and_a_crash_at_any_fsyn
                 outcome(&bench, "three");
             }
             shipper.round();
+            if drops < 2 {
+                crashes.lock().unwrap().push(copied(bench.folder()));
+            }
             for (_dir, folder) in crashes.lock().unwrap().drain(..) {
                 recovered(&folder).unwrap().unwrap();
                 assert_complete(&folder, &context);
@@ -222,9 +226,12 @@ fn what_a_failed_fsync_may_have_dropped_is_written_again_and_a_crash_at_any_fsyn
         intent(&bench, "four").unwrap();
         outcome(&bench, "four");
         assert!(bench.syncer.round(0), "{context}");
-        while !shipper.idle() {
+        let shipped = (0..ROUNDS_MAX).any(|_| {
             shipper.round();
-        }
+            shipper.retry_now();
+            shipper.idle()
+        });
+        assert!(shipped, "{context}");
         let sequences: Vec<_> = script.taken().into_iter().map(|(_, sequence)| sequence).collect();
         assert_eq!(sequences, [1, 2, 3, 4], "{context}");
         assert_complete(bench.folder(), &context);
@@ -246,7 +253,7 @@ fn what_a_failed_fsync_may_have_dropped_is_written_again_and_a_crash_at_any_fsyn
 
 #[test]
 fn a_request_does_not_wait_for_the_disk_while_records_are_written_again() {
-    let disk = Disk::failing([calls_before(1 << 20)], false);
+    let disk = Disk::failing([calls_before(1 << 20)]);
     let mut bench = begun(&disk, 1 << 20);
     let (writer, mut fsync) = (bench.writer.clone(), disk.fsync());
     bench.syncer.set_fsync(
@@ -286,7 +293,7 @@ fn a_segment_that_cannot_be_opened_is_tried_again_and_nothing_is_shed() {
 #[test]
 fn a_disk_that_fails_is_left_alone_for_a_while_and_a_stop_gives_it_more_chances() {
     let first = calls_before(1 << 20);
-    let disk = Disk::failing(first..first + 5, false);
+    let disk = Disk::failing(first..first + 5);
     let mut bench = begun(&disk, 1 << 20);
     bench.syncer.set_fsync(disk.fsync(), Duration::from_secs(3600));
     for _ in 0..3 {
@@ -298,7 +305,7 @@ fn a_disk_that_fails_is_left_alone_for_a_while_and_a_stop_gives_it_more_chances(
     assert_eq!(bench.lane.extent.synced(), bench.lane.extent.written());
 
     let first = calls_before(1 << 20);
-    let mut bench = begun(&Disk::failing(first..1_000_000, false), 1 << 20);
+    let mut bench = begun(&Disk::failing(first..1_000_000), 1 << 20);
     assert!(!bench.syncer.finish(0), "but it ends");
 }
 
@@ -329,7 +336,7 @@ fn recovery_makes_every_segment_durable_and_believes_no_fsync_after_one_that_fai
             intent(&bench, request).unwrap();
         }
         outcome(&bench, "two");
-        let disk = Disk::failing([fails, fails + 1], false).with(bench.folder());
+        let disk = Disk::failing([fails, fails + 1]).with(bench.folder());
         let (mut doubts, mut fsync) = (BTreeSet::new(), disk.fsync());
         let recovered =
             (0..3).find_map(|_| recover::complete(bench.folder(), PARTITIONS, &mut doubts, &mut fsync).ok());
@@ -345,7 +352,7 @@ fn recovery_makes_every_segment_durable_and_believes_no_fsync_after_one_that_fai
 #[test]
 fn a_draft_tells_the_next_life_that_an_fsync_has_failed() {
     let first = calls_before(1 << 20);
-    let disk = Disk::failing(first..1_000_000, false);
+    let disk = Disk::failing(first..1_000_000);
     let mut bench = begun(&disk, 1 << 20);
     assert!(!bench.syncer.round(0));
     disk.0.lock().unwrap().fails.clear(); // from here on it says that all is well

@@ -1,8 +1,9 @@
 //! The embedded usage log: what `tollway up` has instead of Kafka. Format: [`tollway_proto::usage_log`].
 //!
-//! A record is delivered once its line is on disk (fsync) and the mark says so; readers go no further than the mark. After a failed
-//! write or fsync the file is cut back to the mark and never written again: the next line goes into a new segment. One process owns
-//! a log, which a lock file makes sure of. Old segments are removed by the ledger, which knows what it has counted.
+//! A record is delivered once its line is on disk (fsync) and the mark, on disk too, says so; readers go no further than the mark. After
+//! a failed write or fsync the file is cut back to the mark and never written again: the next line goes into a new segment. A file of an
+//! earlier life that fails its first fsync becomes a new file of the same content. One process owns a log, which a lock file makes
+//! sure of. Old segments are removed by the ledger, which knows what it has counted.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollway_proto::spool::OutcomeRecord;
 use tollway_proto::usage_log::{LogMark, LogSegment, MARK_FILE};
 
+use super::repair;
 use super::sink::{Handed, Sink, SinkFault, Ticket};
 use super::sync::Fsync;
 
@@ -23,12 +25,21 @@ const TAIL_BYTES: u64 = 64 * 1024;
 /// A segment that has reached this is followed by another.
 const SEGMENT_BYTES: u64 = 16 << 20;
 
-/// Partitions whose file failed, and the offset up to which it can be trusted. Outlives the sink, which is given up after a fault.
+/// Partitions whose file failed. Outlives the sink, which is given up after a fault.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Suspects(Arc<Mutex<BTreeMap<i32, u64>>>);
+pub(super) struct Suspects(Arc<Mutex<BTreeMap<i32, Suspect>>>);
+
+/// What can be trusted of a partition whose last file failed an fsync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Suspect {
+    /// What this life wrote, up to this offset: nothing behind it was delivered.
+    Until(u64),
+    /// What an earlier life wrote, once it is written again: of how much of it was delivered nothing is known.
+    AsCopy,
+}
 
 impl Suspects {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, u64>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, Suspect>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -56,7 +67,11 @@ struct LogFile {
 impl FileSink {
     /// Opens the log, making its folder when it is not there, and says how far it is good.
     pub(super) fn open(dir: &Path, suspects: &Suspects) -> Result<Self, SinkFault> {
-        let opened = || -> io::Result<Self> {
+        Self::open_on(dir, suspects, Box::new(File::sync_all))
+    }
+
+    fn open_on(dir: &Path, suspects: &Suspects, fsync: Fsync) -> Result<Self, SinkFault> {
+        let opened = move || -> io::Result<Self> {
             std::fs::create_dir_all(dir)?;
             let lock = File::create(dir.join("lock"))?;
             lock.try_lock().map_err(io::Error::other)?;
@@ -65,7 +80,7 @@ impl FileSink {
                 _lock: lock,
                 files: BTreeMap::new(),
                 suspects: suspects.clone(),
-                fsync: Box::new(File::sync_data),
+                fsync,
                 segment_bytes: SEGMENT_BYTES,
                 buffered: 0,
                 tickets: Vec::new(),
@@ -93,9 +108,9 @@ impl FileSink {
             segments.sort_unstable();
             let suspect = self.suspects.lock().get(&partition).copied();
             let log = match (suspect, segments.last()) {
-                (Some(end), _) => self.replace(partition, end, &segments)?,
-                (None, Some(last)) => self.reopen(*last)?,
-                (None, None) => continue,
+                (Some(Suspect::Until(end)), _) => self.replace(partition, end, &segments)?,
+                (_, Some(last)) => self.reopen(*last, suspect.is_none())?,
+                (_, None) => continue,
             };
             self.files.insert(partition, log);
             self.suspects.lock().remove(&partition);
@@ -104,11 +119,27 @@ impl FileSink {
     }
 
     /// Goes on in a segment of an earlier life. What it has of whole lines is made durable first, whoever wrote them.
-    fn reopen(&self, segment: LogSegment) -> io::Result<LogFile> {
+    ///
+    /// - `trusted`: no fsync of it has failed. Of one that has, the disk may lack what memory still shows, whatever the next one says.
+    fn reopen(&mut self, segment: LogSegment, trusted: bool) -> io::Result<LogFile> {
         let path = self.dir.join(segment.name());
-        let mut file = OpenOptions::new().append(true).read(true).open(path)?;
+        let append = || OpenOptions::new().append(true).read(true).open(&path);
+        let mut file = append()?;
         let length = cut_torn_line(&mut file)?;
-        file.sync_all()?;
+        let synced = trusted
+            && {
+                let synced = (self.fsync)(&file);
+                synced
+                .inspect_err(|fault| {
+                    tracing::warn!(error = %fault, path = %path.display(), "fsync of the usage log failed: writing the file again");
+                    self.suspects.lock().insert(segment.partition, Suspect::AsCopy);
+                })
+                .is_ok()
+            };
+        if !synced {
+            repair::duplicate(&path, length, &path, &mut self.fsync)?;
+            file = append()?;
+        }
         Ok(LogFile {
             file,
             segment,
@@ -118,24 +149,25 @@ impl FileSink {
     }
 
     /// Cuts a partition back to `end`, behind which nothing was ever delivered, and goes on in a new file.
-    fn replace(&self, partition: i32, end: u64, segments: &[LogSegment]) -> io::Result<LogFile> {
+    fn replace(&mut self, partition: i32, end: u64, segments: &[LogSegment]) -> io::Result<LogFile> {
         for segment in segments {
             let path = self.dir.join(segment.name());
             if segment.base >= end {
                 std::fs::remove_file(path)?;
-            } else if std::fs::metadata(&path)?.len() > end - segment.base {
+            } else if std::fs::metadata(&path)?.len() >= end - segment.base {
+                // Also when it has that length: the fsync of an earlier cut may have failed, and the cut must be on disk before more lines.
                 let cut = OpenOptions::new().write(true).open(path)?;
                 cut.set_len(end - segment.base)?;
-                cut.sync_all()?;
+                (self.fsync)(&cut)?;
             }
         }
         self.create(LogSegment { partition, base: end })
     }
 
-    fn create(&self, segment: LogSegment) -> io::Result<LogFile> {
+    fn create(&mut self, segment: LogSegment) -> io::Result<LogFile> {
         let path = self.dir.join(segment.name());
         let file = OpenOptions::new().append(true).create_new(true).open(path)?;
-        File::open(&self.dir)?.sync_all()?;
+        repair::sync_dir(&self.dir, &mut self.fsync)?;
         Ok(LogFile {
             file,
             segment,
@@ -166,7 +198,7 @@ impl FileSink {
                 .write_all(&log.buffer)
                 .and_then(|()| (self.fsync)(&log.file));
             written.inspect_err(|_| {
-                self.suspects.lock().insert(*partition, log.end);
+                self.suspects.lock().insert(*partition, Suspect::Until(log.end));
             })?;
             log.end += log.buffer.len() as u64;
             log.buffer.clear();
@@ -175,13 +207,16 @@ impl FileSink {
         self.publish()
     }
 
-    /// Lets readers go as far as the log is durable.
-    fn publish(&self) -> io::Result<()> {
+    /// Lets readers go as far as the log is durable. So is the mark: a reader that has counted a line must find it so ever after.
+    fn publish(&mut self) -> io::Result<()> {
         let ends = self.files.iter().map(|(partition, log)| (*partition, log.end));
         let text = serde_json::to_vec(&LogMark(ends.collect()))?;
         let draft = self.dir.join("durable.tmp");
-        std::fs::write(&draft, text)?;
-        std::fs::rename(&draft, self.dir.join(MARK_FILE))
+        let mut file = File::create(&draft)?;
+        file.write_all(&text)?;
+        (self.fsync)(&file)?;
+        std::fs::rename(&draft, self.dir.join(MARK_FILE))?;
+        repair::sync_dir(&self.dir, &mut self.fsync)
     }
 }
 
@@ -256,6 +291,7 @@ fn cut_torn_line(file: &mut File) -> io::Result<u64> {
 mod tests {
     use tollway_proto::usage::{LogLine, log_file_name};
 
+    use super::super::disk_tests::Disk;
     use super::super::sample;
     use super::*;
 
@@ -350,6 +386,41 @@ mod tests {
                 );
                 assert_eq!(names(dir.path()).len(), 2);
             }
+        }
+    }
+
+    /// What is delivered is on disk, and the mark as well, whichever fsyncs of the first and of a later life fail.
+    #[test]
+    fn what_was_delivered_and_the_mark_outlive_a_loss_of_power() {
+        let record = OutcomeRecord::of(&sample::event("one", "acme"));
+        for fails in 0..8 {
+            let dir = tempfile::tempdir().unwrap();
+            write(&mut open(dir.path()), 1, &record).unwrap();
+            let line = mark(dir.path());
+            // Nothing of the earlier life is known to be on disk. The second to fail is one after the first try.
+            let disk = Disk::failing([fails, fails + 2]).with(dir.path());
+            let suspects = Suspects::default();
+            let mut delivered = (1..5).filter(|sequence| {
+                FileSink::open_on(dir.path(), &suspects, disk.fsync())
+                    .and_then(|mut sink| write(&mut sink, *sequence, &record))
+                    .is_ok()
+            });
+            assert!(delivered.next().is_some(), "fails {fails}");
+            disk.lose_power(dir.path());
+            let durable = mark(dir.path());
+            assert!(durable >= 2 * line, "fails {fails}");
+            let lines = names(dir.path()).into_iter().map(|name| {
+                let bytes = std::fs::read(dir.path().join(&name)).unwrap();
+                let base = LogSegment::parse(&name).unwrap().base;
+                (base, bytes)
+            });
+            let mut end = 0;
+            for (base, bytes) in lines.collect::<BTreeMap<_, _>>() {
+                assert_eq!(base, end, "fails {fails}");
+                end += bytes.len() as u64;
+                assert!(bytes.ends_with(b"\n") && bytes[0] == b'{', "fails {fails}");
+            }
+            assert!(end >= durable, "fails {fails}");
         }
     }
 

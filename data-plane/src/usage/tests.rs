@@ -20,7 +20,7 @@ use super::{recover, sample};
 pub(super) const PARTITIONS: i32 = 3;
 const WRITER: WriterId = WriterId(7);
 /// Rounds in which a shipper with a good sink is done, whatever came before.
-const ROUNDS_MAX: usize = 100;
+pub(super) const ROUNDS_MAX: usize = 100;
 
 /// A spool without threads: every step is taken by the test.
 pub(super) struct Bench {
