@@ -107,7 +107,8 @@ impl Naming {
             && let Some(range) = slices::place(data, theirs.get().as_bytes())
         {
             self.known = Some(Known {
-                start: data.slice(..range.end),
+                // A copy: a slice would keep the whole read alive for as long as the stream.
+                start: Bytes::copy_from_slice(&data[..range.end]),
                 edit: edit.clone(),
             });
         }
