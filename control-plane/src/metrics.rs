@@ -29,6 +29,8 @@ const LOG_SYNCS: &str = "tollway_raft_log_syncs_total";
 const REVISION: &str = "tollway_revision";
 /// 1 while a majority confirms this replica's state, so that it may serve nodes.
 const CONTACT: &str = "tollway_push_contact";
+/// Times that what nodes see could not be built: an alarm.
+const PUBLISH_FAULTS: &str = "tollway_publish_faults_total";
 /// Upper bounds of the time histogram, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// Time between two clean-ups of the recorder.
@@ -88,6 +90,11 @@ fn describe() {
         Unit::Count,
         "1 while a majority confirms this replica's state; nodes are sent away otherwise"
     );
+    describe_counter!(
+        PUBLISH_FAULTS,
+        Unit::Count,
+        "Times that what nodes see could not be built; nodes are sent away until it can"
+    );
 }
 
 /// Counts an answer.
@@ -112,6 +119,11 @@ pub(crate) fn answered(method: &Method, route: &str, status: StatusCode, took: D
 /// Notes whether a majority confirms this replica's state.
 pub(crate) fn contact(confirmed: bool) {
     gauge!(CONTACT).set(if confirmed { 1.0 } else { 0.0 });
+}
+
+/// Counts a view that could not be built.
+pub(crate) fn publish_fault() {
+    counter!(PUBLISH_FAULTS).increment(1);
 }
 
 /// Reads what the replica knows of itself, for a scrape.

@@ -132,18 +132,33 @@ fn segments(dir: &Path) -> io::Result<BTreeMap<i32, Vec<LogSegment>>> {
     Ok(found)
 }
 
+/// Reads at most [`RECORDS_MAX`] records. Partitions take turns, each with an equal share of what is left: a busy one holds up none of
+/// the others, and has all of it when they are quiet.
 fn read_log(dir: &Path, reached: &BTreeMap<i32, i64>) -> Result<Vec<Record>, SourceFault> {
     // The mark before the names: a file that is made in between begins at the mark or behind it.
     let durable = durable(dir)?;
+    let stretch = |(partition, segments)| Stretch {
+        partition,
+        from: reached.get(&partition).copied().unwrap_or(0).unsigned_abs(),
+        durable: durable.0.get(&partition).copied(),
+        segments,
+    };
+    let mut stretches: Vec<Stretch> = segments(dir)?.into_iter().map(stretch).collect();
     let mut records = Vec::new();
-    for (partition, segments) in segments(dir)? {
-        let mut stretch = Stretch {
-            partition,
-            from: reached.get(&partition).copied().unwrap_or(0).unsigned_abs(),
-            durable: durable.0.get(&partition).copied(),
-            segments,
-        };
-        while records.len() < RECORDS_MAX && stretch.read(dir, &mut records)? {}
+    while !stretches.is_empty() && records.len() < RECORDS_MAX {
+        let share = (RECORDS_MAX - records.len()).div_ceil(stretches.len());
+        let mut unread = Vec::with_capacity(stretches.len());
+        for mut stretch in stretches {
+            let most = (records.len() + share).min(RECORDS_MAX);
+            let mut may_have_more = true;
+            while may_have_more && records.len() < most {
+                may_have_more = stretch.read(dir, &mut records, most)?;
+            }
+            if may_have_more {
+                unread.push(stretch);
+            }
+        }
+        stretches = unread;
     }
     Ok(records)
 }
@@ -157,8 +172,8 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// Reads on in the file that holds `from`; returns whether there may be more.
-    fn read(&mut self, dir: &Path, records: &mut Vec<Record>) -> Result<bool, SourceFault> {
+    /// Reads on in the file that holds `from`, until there are `most` records; returns whether there may be more.
+    fn read(&mut self, dir: &Path, records: &mut Vec<Record>, most: usize) -> Result<bool, SourceFault> {
         let Some(durable) = self.durable else {
             return Ok(false);
         };
@@ -185,7 +200,7 @@ impl Stretch {
             read => read?,
         }
         let from = self.from;
-        self.take_lines(&bytes, records);
+        self.take_lines(&bytes, records, most);
         if self.from == from {
             return Err(SourceFault::Other(format!(
                 "partition {} has a line longer than {READ_BYTES} bytes, or one that does not end, at {from}",
@@ -195,7 +210,7 @@ impl Stretch {
         Ok(true)
     }
 
-    fn take_lines(&mut self, bytes: &[u8], records: &mut Vec<Record>) {
+    fn take_lines(&mut self, bytes: &[u8], records: &mut Vec<Record>, most: usize) {
         let signed = |offset: u64| i64::try_from(offset).unwrap_or(i64::MAX);
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let Some((b'\n', text)) = line.split_last() else {
@@ -212,7 +227,7 @@ impl Stretch {
                 value,
             });
             self.from = next;
-            if records.len() >= RECORDS_MAX {
+            if records.len() >= most {
                 break;
             }
         }
@@ -300,6 +315,49 @@ mod tests {
         assert_eq!(source.lag().await.unwrap()[&3], 31);
         source.seek(&BTreeMap::from([(3, 31)])).await.unwrap();
         assert_eq!(source.read().await.unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_busy_partition_holds_up_no_other_and_all_is_read_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = [2 * RECORDS_MAX, 0, 3, RECORDS_MAX];
+        let mut ends = BTreeMap::new();
+        for (partition, lines) in (0..).zip(lines) {
+            let segment = LogSegment { partition, base: 0 };
+            std::fs::write(dir.path().join(segment.name()), LINE.repeat(lines)).unwrap();
+            ends.insert(partition, (LINE.len() * lines) as u64);
+        }
+        let mark = serde_json::to_vec(&LogMark(ends)).unwrap();
+        std::fs::write(dir.path().join(MARK_FILE), mark).unwrap();
+        let mut source = FileSource::new(dir.path().to_owned(), KEEP);
+        source.seek(&BTreeMap::new()).await.unwrap();
+        let mut total = [0; 4];
+        let mut next = [0; 4];
+        let mut reads = 0;
+        loop {
+            let records = source.read().await.unwrap();
+            if records.is_empty() {
+                break;
+            }
+            reads += 1;
+            assert!(records.len() <= RECORDS_MAX);
+            for record in &records {
+                let partition = usize::try_from(record.partition).unwrap();
+                assert_eq!(record.offset, next[partition], "in order and without a gap");
+                next[partition] = record.next;
+                total[partition] += 1;
+            }
+            if reads == 1 {
+                assert_eq!(total[2], 3, "the quiet one is read to its end at once");
+                assert!(total[3] > RECORDS_MAX / 4, "a share for each: {total:?}");
+                assert_eq!(
+                    records.len(),
+                    RECORDS_MAX,
+                    "and what is left of it for the busy ones"
+                );
+            }
+        }
+        assert_eq!((total, reads), (lines, 4));
     }
 
     #[tokio::test]

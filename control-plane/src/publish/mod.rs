@@ -15,7 +15,9 @@ pub mod serve;
 pub mod session;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -25,12 +27,17 @@ use tollway_shared::ids::{Region, Revision};
 use tollway_shared::seal::Key;
 use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
+use tonic::Status;
 
 use self::build::{Builder, RegionView};
 use self::contact::Contact;
 use self::fleet::{Fleet, FleetNode};
+use crate::metrics;
 use crate::raft::Cluster;
 use crate::state::State;
+
+/// How long after a view could not be built it is tried again, when no new state comes before.
+const BUILD_AGAIN: Duration = Duration::from_secs(5);
 
 pub use self::serve::PushService;
 
@@ -71,6 +78,8 @@ struct Inner {
     /// `None` until the first state has been built.
     builder: Mutex<Option<Builder>>,
     regions: Mutex<BTreeMap<Region, watch::Sender<RegionView>>>,
+    /// Whether the views are behind because building them panicked.
+    stuck: watch::Sender<bool>,
     fleet: Fleet,
     contact: Contact,
     shutdown: CancellationToken,
@@ -92,6 +101,7 @@ impl Publisher {
             now,
             builder: Mutex::default(),
             regions: Mutex::default(),
+            stuck: watch::Sender::new(false),
             fleet: Fleet::default(),
             contact,
             shutdown,
@@ -110,20 +120,39 @@ impl Publisher {
         let mut states = self.0.source.watch();
         loop {
             let state = states.borrow_and_update().clone();
-            self.off_thread(move |publisher| publisher.publish(state)).await;
+            let built = self.off_thread(move |publisher| publisher.publish(state)).await;
             tokio::select! {
                 () = self.0.shutdown.cancelled() => return,
                 changed = states.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(BUILD_AGAIN), if !built => {}
             }
         }
     }
 
-    /// Moves every region's view on.
-    fn publish(&self, state: Arc<State>) {
-        let mut builder = self.0.builder.lock().expect("building does not panic");
-        match &mut *builder {
+    /// Moves every region's view on. `false`: that panicked, and the views are as they were.
+    fn publish(&self, state: Arc<State>) -> bool {
+        let mut builder = held(&self.0.builder);
+        let regions = held(&self.0.regions);
+        let revision = state.revision;
+        let views = self.guarded(&mut builder, revision, |builder| {
+            self.moved_on(builder, state)?;
+            let builder = builder.as_mut()?;
+            Some(regions.keys().map(|region| builder.region(region)).collect())
+        });
+        let Some(views) = views else { return false };
+        let views: Vec<RegionView> = views.unwrap_or_default();
+        for (view, sender) in views.into_iter().zip(regions.values()) {
+            sender.send_replace(view);
+        }
+        self.0.stuck.send_replace(false);
+        true
+    }
+
+    /// Brings the builder to a state; `None` when it is there already.
+    fn moved_on(&self, builder: &mut Option<Builder>, state: Arc<State>) -> Option<()> {
+        match builder {
             None => *builder = Some(Builder::new(self.0.sealing_key.clone(), state)),
-            Some(builder) if builder.revision() == state.revision => return,
+            Some(builder) if builder.revision() == state.revision => return None,
             Some(builder) => {
                 let revision = state.revision;
                 let changes = self.0.source.changes_since(builder.revision());
@@ -131,28 +160,54 @@ impl Publisher {
                 builder.update(state, known.as_ref().map(|(_, keys)| keys));
             }
         }
-        let Some(builder) = &mut *builder else { return };
-        let regions = self
-            .0
-            .regions
-            .lock()
-            .expect("no code panics while it holds the regions");
-        for (region, view) in &*regions {
-            view.send_replace(builder.region(region));
+        Some(())
+    }
+
+    /// Runs `work` on the builder; `None` when it panics. Half a view would be worse than an old one, so the next try builds all of it
+    /// anew; until one succeeds no node is told that what it has is fresh: see [`Publisher::check`].
+    fn guarded<T>(
+        &self,
+        builder: &mut Option<Builder>,
+        revision: Revision,
+        work: impl FnOnce(&mut Option<Builder>) -> T,
+    ) -> Option<T> {
+        // Nothing of what a panic may leave half done is looked at again.
+        let done = catch_unwind(AssertUnwindSafe(|| work(&mut *builder))).ok();
+        if done.is_none() {
+            *builder = None;
+            self.0.stuck.send_replace(true);
+            metrics::publish_fault();
+            tracing::error!(
+                %revision,
+                again_in = ?BUILD_AGAIN,
+                "what nodes see could not be built: its code panicked; nodes are sent to another replica"
+            );
         }
+        done
+    }
+
+    /// Whether nodes may be told that what this replica shows is the newest there is; the refusal to give them otherwise.
+    fn check(&self) -> Result<(), Status> {
+        if *self.0.stuck.borrow() {
+            return Err(Status::unavailable(
+                "this replica cannot build what nodes see; follow another one",
+            ));
+        }
+        self.0.contact.check()
     }
 
     /// Follows a region's view.
     async fn region(&self, region: Region) -> watch::Receiver<RegionView> {
         self.off_thread(move |publisher| {
-            let mut builder = publisher.0.builder.lock().expect("building does not panic");
-            let mut regions = publisher
-                .0
-                .regions
-                .lock()
-                .expect("no code panics while it holds the regions");
+            let mut builder = held(&publisher.0.builder);
+            let mut regions = held(&publisher.0.regions);
             let view = regions.entry(region.clone()).or_insert_with(|| {
-                let view = builder.as_mut().map(|builder| builder.region(&region));
+                let revision = builder.as_ref().map(Builder::revision).unwrap_or_default();
+                let built = |builder: &mut Option<Builder>| Some(builder.as_mut()?.region(&region));
+                let view = match *builder {
+                    None => None, // comes with the state that is being built
+                    Some(_) => publisher.guarded(&mut builder, revision, built).flatten(),
+                };
                 watch::Sender::new(view.unwrap_or_default())
             });
             view.subscribe()
@@ -165,6 +220,74 @@ impl Publisher {
         let publisher = self.clone();
         tokio::task::spawn_blocking(move || work(&publisher))
             .await
-            .expect("building does not panic")
+            .expect("what may panic is caught where it is")
+    }
+}
+
+/// Locks. What a panic left behind is dealt with where it is caught.
+fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tollway_proto::command::Command;
+
+    use super::*;
+    use crate::state::samples::{self, NOON};
+
+    /// A replica whose list of changes cannot be read for a while.
+    struct Replica {
+        states: watch::Sender<Arc<State>>,
+        broken: AtomicBool,
+    }
+
+    impl Source for Replica {
+        fn watch(&self) -> watch::Receiver<Arc<State>> {
+            self.states.subscribe()
+        }
+
+        fn changes_since(&self, _: Revision) -> Option<(Revision, BTreeSet<ResourceKey>)> {
+            assert!(!self.broken.load(Ordering::SeqCst), "a planted fault");
+            None
+        }
+
+        fn confirm(&self) -> BoxFuture<'_, bool> {
+            futures::future::ready(true).boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_view_that_could_not_be_built_is_built_anew_and_until_then_no_node_is_told_that_it_is_fresh() {
+        let replica = Arc::new(Replica {
+            states: watch::Sender::new(Arc::new(samples::catalog())),
+            broken: AtomicBool::new(false),
+        });
+        let stop = CancellationToken::new();
+        let publisher = Publisher::start(replica.clone(), Key::new([3; 32]), || NOON, stop.clone());
+        let mut view = publisher.region(Region::trusted("eu")).await;
+        let first = replica.states.borrow().revision;
+        view.wait_for(|view| view.revision == first).await.unwrap();
+        publisher.0.contact.wait().await.unwrap();
+        publisher.check().unwrap();
+
+        replica.broken.store(true, Ordering::SeqCst);
+        let mut stuck = publisher.0.stuck.subscribe();
+        let mut state = samples::catalog();
+        samples::run(&mut state, Command::AddPrice(samples::price("p2", 3, NOON)));
+        let second = state.revision;
+        replica.states.send_replace(Arc::new(state));
+        stuck.wait_for(|stuck| *stuck).await.unwrap();
+        assert_eq!(view.borrow().revision, first, "the last whole view stays");
+        assert!(publisher.check().is_err());
+
+        // No new state comes.
+        view.wait_for(|view| view.revision == second).await.unwrap();
+        stuck.wait_for(|stuck| !*stuck).await.unwrap();
+        publisher.check().unwrap();
+        assert_eq!(view.borrow().len(), 8, "the sample credential opens nowhere");
+        stop.cancel();
     }
 }

@@ -317,7 +317,7 @@ impl Session {
 
     /// Tells the node that what it has been sent is what a majority has; ends the stream when that cannot be said.
     fn vouch(&self) -> Result<(), Status> {
-        self.publisher.0.contact.check()?;
+        self.publisher.check()?;
         let revision = self.view.borrow().revision.0;
         self.fast(Says::Heartbeat(Heartbeat { revision }))
     }
