@@ -7,10 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::HeaderValue;
-use tollway_shared::catalog::{AuthScheme, Credential};
+use tollway_shared::catalog::Credential;
 use tollway_shared::fault::AttemptFault;
-use tollway_shared::ids::CredentialId;
+use tollway_shared::ids::{CredentialId, ProviderId};
 use tollway_shared::time::UnixMillis;
 
 /// How long a credential that the provider does not take (401, 402), or that does not open, is set aside.
@@ -25,10 +24,8 @@ const LIMITED_MS_MAX: i64 = 300_000;
 /// What one core knows of credentials.
 #[derive(Debug, Default)]
 pub struct Keyring {
-    /// Headers with an opened credential in them, and what they were made of.
-    opened: HashMap<CredentialId, (u32, AuthScheme, HeaderValue)>,
     /// Set aside: in which version, and until when.
-    aside: HashMap<CredentialId, (u32, UnixMillis)>,
+    aside: HashMap<(ProviderId, CredentialId), (u32, UnixMillis)>,
 }
 
 impl Keyring {
@@ -46,7 +43,7 @@ impl Keyring {
         let left = || all().filter(|credential| !tried.contains(&credential.id));
         let fit = || left().filter(|credential| self.is_fit(credential, now));
         match fit().count() {
-            0 => left().min_by_key(|credential| self.aside.get(&credential.id).map(|(_, until)| *until)),
+            0 => left().min_by_key(|credential| self.aside.get(&key(credential)).map(|(_, until)| *until)),
             1 => fit().next(),
             count => fit().nth(((count as f64 * chance()) as usize).min(count - 1)),
         }
@@ -54,10 +51,11 @@ impl Keyring {
 
     /// Whether a credential is not set aside.
     pub fn is_fit(&self, credential: &Credential, now: UnixMillis) -> bool {
-        !self
-            .aside
-            .get(&credential.id)
-            .is_some_and(|(version, until)| *version == credential.version && now < *until)
+        if self.aside.is_empty() {
+            return true; // every request, usually
+        }
+        let aside = self.aside.get(&key(credential));
+        !aside.is_some_and(|(version, until)| *version == credential.version && now < *until)
     }
 
     /// Notes how an attempt with a credential ended.
@@ -73,7 +71,7 @@ impl Keyring {
         let pause = match fault {
             None if self.aside.is_empty() => return, // every request, usually
             None => {
-                self.aside.remove(&credential.id);
+                self.aside.remove(&key(credential));
                 return;
             }
             Some(AttemptFault::Status(401 | 402) | AttemptFault::Credential) => REFUSED_MS,
@@ -87,21 +85,13 @@ impl Keyring {
         };
         self.aside.retain(|_, (_, until)| now < *until);
         let until = UnixMillis(now.0.saturating_add(pause));
-        self.aside
-            .insert(credential.id.clone(), (credential.version, until));
+        self.aside.insert(key(credential), (credential.version, until));
     }
+}
 
-    /// The header made of this version for this scheme before.
-    pub fn opened(&self, credential: &Credential, auth: AuthScheme) -> Option<HeaderValue> {
-        let (version, scheme, value) = self.opened.get(&credential.id)?;
-        (*version == credential.version && *scheme == auth).then(|| value.clone())
-    }
-
-    /// Keeps the header made of this version for this scheme.
-    pub fn keep(&mut self, credential: &Credential, auth: AuthScheme, value: HeaderValue) {
-        let entry = (credential.version, auth, value);
-        self.opened.insert(credential.id.clone(), entry);
-    }
+/// Ids are each provider's own.
+fn key(credential: &Credential) -> (ProviderId, CredentialId) {
+    (credential.provider.clone(), credential.id.clone())
 }
 
 /// Whether a fault is about the credential, so that another one of the same provider may do.
@@ -180,6 +170,11 @@ mod tests {
             ..Credential::clone(&all[0])
         };
         assert!(ring.is_fit(&rewritten, UnixMillis(0)));
+        let namesake = Credential {
+            provider: ProviderId::trusted("other"),
+            ..Credential::clone(&all[0])
+        };
+        assert!(ring.is_fit(&namesake, UnixMillis(0)), "another provider's");
         ring.note(&all[0], LIMITED, Some(u64::MAX), UnixMillis(0));
         assert!(
             ring.is_fit(&all[0], UnixMillis(LIMITED_MS_MAX)),

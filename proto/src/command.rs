@@ -208,7 +208,7 @@ pub enum Command {
     RemoveProvider(ProviderId),
     /// Makes or replaces a credential; its `version` must be one above the stored one.
     PutCredential(Credential),
-    /// Removes a credential.
+    /// Removes a credential, by its key: `provider/id`.
     RemoveCredential(CredentialId),
     /// Makes or replaces a model.
     PutModel(Model),

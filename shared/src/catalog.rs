@@ -72,7 +72,7 @@ pub struct Provider {
 /// snapshot under the key of the node's region.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credential {
-    /// Its id.
+    /// Its id among its provider's; see [`Credential::key`].
     pub id: CredentialId,
     /// The provider it opens.
     pub provider: ProviderId,
@@ -84,6 +84,18 @@ pub struct Credential {
     pub sealed: Sealed,
     /// When this version was written.
     pub created_at: UnixMillis,
+}
+
+impl Credential {
+    /// What tells it from every other one, those of other providers too: `provider/id`.
+    pub fn key(&self) -> CredentialId {
+        credential_key(&self.provider, &self.id)
+    }
+}
+
+/// A credential's id among those of all providers: `provider/id`. Neither part may have a `/`, so no two are alike.
+pub fn credential_key(provider: &ProviderId, id: &CredentialId) -> CredentialId {
+    CredentialId::trusted(format!("{provider}/{id}"))
 }
 
 /// What a caller asks for.

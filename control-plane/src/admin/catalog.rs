@@ -24,7 +24,7 @@ use super::fault::Fault;
 use super::noun::{self, an_id, replaced, shown};
 use super::{Api, Nothing};
 use crate::clock;
-use crate::state::{Kept, State};
+use crate::state::State;
 
 /// Most bytes of a provider's secret.
 const SECRET_BYTES_MAX: usize = 16 << 10;
@@ -92,7 +92,9 @@ async fn get_credential(
 ) -> Result<Answer<Credential>, Fault> {
     let (provider, id) = credential_path(&provider, &id)?;
     let seen = read.seen(&api).await?;
-    let kept = credential(&seen.state, &provider, &id).ok_or_else(|| Fault::not_found("credential", &id))?;
+    let key = stored::credential_key(&provider, &id);
+    let kept = seen.state.credentials.get(&key);
+    let kept = kept.ok_or_else(|| Fault::not_found("credential", &key))?;
     Ok(seen.answer(Credential::of(&kept.value, kept.revision)))
 }
 
@@ -121,7 +123,7 @@ async fn put_credential(
         .cluster
         .state()
         .credentials
-        .get(&id)
+        .get(&stored::credential_key(&provider, &id))
         .map_or(1, |kept| kept.value.version + 1);
     let aad = stored::credential_aad(&provider, &id, version);
     let sealed = seal::seal(&api.root, &aad, secret.expose().as_bytes());
@@ -146,29 +148,12 @@ async fn delete_credential(
     write: Write<Nothing>,
 ) -> Result<Answer<Removed>, Fault> {
     let (provider, id) = credential_path(&provider, &id)?;
-    // A credential of another provider must not go by a slip in the path; whether this one exists is the state's to say.
-    let state = api.cluster.state();
-    if let Some(kept) = state.credentials.get(&id)
-        && kept.value.provider != provider
-    {
-        return Err(Fault::not_found("credential", &id));
-    }
-    noun::removed(&api, write.head, id.to_string(), Command::RemoveCredential(id)).await
+    let command = Command::RemoveCredential(stored::credential_key(&provider, &id));
+    noun::removed(&api, write.head, id.to_string(), command).await
 }
 
 fn credential_path(provider: &str, id: &str) -> Result<(ProviderId, CredentialId), Fault> {
     Ok((path_id("provider", provider)?, path_id("id", id)?))
-}
-
-fn credential<'a>(
-    state: &'a State,
-    provider: &ProviderId,
-    id: &CredentialId,
-) -> Option<&'a Kept<stored::Credential>> {
-    state
-        .credentials
-        .get(id)
-        .filter(|kept| kept.value.provider == *provider)
 }
 
 /// What a retry of a new price cannot read back.

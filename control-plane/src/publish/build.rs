@@ -312,7 +312,7 @@ mod tests {
             Command::PutCredential(credential(3, &["us"])),
             Command::PutBudget(samples::budget(10)),
             Command::RecordSpend(samples::spend(0, 1, 10)),
-            Command::RemoveCredential(CredentialId::trusted("main")),
+            Command::RemoveCredential(CredentialId::trusted("p/main")),
             Command::RevokeKey(samples::api_key("k", 1).id),
         ] {
             let changed = run(&mut state, command).changed;

@@ -35,7 +35,7 @@ pub(super) fn remove_provider(
     )?;
     let credential = state.credentials.values().find(|kept| kept.value.provider == *id);
     must_be_unused(
-        credential.map(|kept| format!("credential `{}`", kept.value.id)),
+        credential.map(|kept| format!("credential `{}`", kept.value.key())),
         "provider",
     )?;
     step.take(&mut state.providers, id, "provider")?;
@@ -54,14 +54,8 @@ pub(super) fn put_credential(
         "provider",
         &credential.provider,
     )?;
-    let stored = state.credentials.get(&credential.id).map(|kept| &kept.value);
-    if let Some(stored) = stored.filter(|stored| stored.provider != credential.provider) {
-        let detail = format!(
-            "cannot change: `{}` belongs to `{}`",
-            credential.id, stored.provider
-        );
-        return Err(refuse(RefusalCode::Conflict, "provider", detail));
-    }
+    let id = credential.key();
+    let stored = state.credentials.get(&id).map(|kept| &kept.value);
     // The seal binds the version, so two writers racing for the same one must not both win.
     let wanted = stored.map_or(1, |stored| stored.version + 1);
     if credential.version != wanted {
@@ -71,9 +65,8 @@ pub(super) fn put_credential(
             "was written by somebody else meanwhile; send it again",
         ));
     }
-    step.put(&mut state.credentials, credential.id.clone(), credential.clone())?;
-    step.changed
-        .push(key(ResourceKind::Credential, credential.id.text()));
+    step.put(&mut state.credentials, id.clone(), credential.clone())?;
+    step.changed.push(key(ResourceKind::Credential, id.text()));
     Ok(())
 }
 

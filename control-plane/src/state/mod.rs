@@ -84,7 +84,7 @@ pub struct State {
     pub cluster: Option<ClusterInfo>,
     /// Providers.
     pub providers: OrdMap<ProviderId, Kept<Provider>>,
-    /// Credentials, sealed under the cluster's key.
+    /// Credentials by their key, `provider/id`, sealed under the cluster's key.
     pub credentials: OrdMap<CredentialId, Kept<Credential>>,
     /// Models.
     pub models: OrdMap<ModelId, Kept<Model>>,
@@ -153,6 +153,9 @@ impl State {
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecFault> {
         let StoredState::V1(mut state) = codec::decode(Kind::Checkpoint, bytes)?;
         state.budget_scopes = spend::index(&state);
+        // Earlier ones had ids that were unique over all providers, and no provider in the key.
+        let credentials = state.credentials.values();
+        state.credentials = credentials.map(|kept| (kept.value.key(), kept.clone())).collect();
         Ok(state)
     }
 }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use http::HeaderValue;
+use tollway_shared::catalog::{AuthScheme, Credential};
 use tollway_shared::ids::Revision;
 use tollway_shared::seal::Key;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::tenant::KeyDigest;
 use tollway_shared::time::UnixMillis;
 
+use super::opened::Opened;
 use crate::clock;
 
 /// What is refused ahead of the next snapshot: the fast lane of the push stream.
@@ -49,6 +52,7 @@ struct Inner {
     snapshot: ArcSwapOption<Snapshot>,
     stops: ArcSwap<Stops>,
     secrets: ArcSwap<NodeSecrets>,
+    opened: ArcSwap<Opened>,
     contact: AtomicI64,
 }
 
@@ -88,11 +92,32 @@ impl Live {
     /// Puts a checked snapshot in force, as vouched for at `at`. Stops that it covers end.
     pub fn set_snapshot(&self, snapshot: Arc<Snapshot>, at: UnixMillis) {
         let covered = self.0.stops.load().revision <= snapshot.revision;
-        self.0.snapshot.store(Some(snapshot));
+        self.0.snapshot.store(Some(snapshot.clone()));
+        // After the snapshot: one that is opened meanwhile is kept by the old snapshot and goes here, or by the new one.
+        self.0.opened.rcu(|opened| Opened::clone(opened).kept(&snapshot));
         if covered {
             self.0.stops.store(Arc::default());
         }
         self.touch(at);
+    }
+
+    /// The header made of a credential for a scheme before.
+    pub fn opened(&self, credential: &Credential, auth: AuthScheme) -> Option<HeaderValue> {
+        self.0.opened.load().get(credential, auth)
+    }
+
+    /// Keeps the header made of a credential for a scheme, as long as the snapshot in force has it.
+    pub fn keep_opened(&self, credential: &Credential, auth: AuthScheme, value: &HeaderValue) {
+        self.0.opened.rcu(|opened| {
+            let snapshot = self.0.snapshot.load_full().unwrap_or_default();
+            opened.with(credential, auth, value, &snapshot)
+        });
+    }
+
+    /// How many credentials are kept opened.
+    #[cfg(test)]
+    pub(super) fn opened_count(&self) -> usize {
+        self.0.opened.load().len()
     }
 
     /// Puts stops in force.

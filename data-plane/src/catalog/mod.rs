@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`Live`] | the snapshot in force, behind an atomic swap |
+//! | `opened` | the snapshot's provider credentials, opened |
 //! | [`intake`] | pure: what to do with each message of the push stream |
 //! | `freshness` | pure: how far behind what is in force may be
 //! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
@@ -13,10 +14,12 @@ mod form;
 mod freshness;
 pub mod intake;
 mod live;
+mod opened;
 pub mod subscribe;
 pub mod trial;
 
 pub use live::{Live, NodeSecrets, Stops};
+pub use opened::secret_header;
 pub use subscribe::{Config, Dial, run};
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tollway_shared::ids::CredentialId;
 use tollway_shared::seal;
 use tollway_shared::time::UnixMillis;
 
+use crate::catalog::secret_header;
 use crate::credentials;
 use crate::pipeline::Context;
 
@@ -65,26 +66,24 @@ pub(super) fn another(
     })
 }
 
-/// A credential as a header, opened once per version and core.
+/// A credential as a header, opened once per version.
 pub(super) fn header(
     cx: &Context,
     provider: &Provider,
     credential: &Credential,
 ) -> Result<HeaderValue, AttemptFault> {
-    if let Some(value) = cx.plane.credentials.borrow().opened(credential, provider.auth) {
+    let live = &cx.plane.live;
+    if let Some(value) = live.opened(credential, provider.auth) {
         return Ok(value);
     }
-    let key = cx.plane.live.region_key().ok_or(AttemptFault::Credential)?;
+    let key = live.region_key().ok_or(AttemptFault::Credential)?;
     let aad = credential_aad(&provider.id, &credential.id, credential.version);
     let secret = seal::open(&key, &aad, &credential.sealed).map_err(|_| AttemptFault::Credential)?;
-    let mut text = match provider.auth {
-        AuthScheme::Bearer => b"Bearer ".to_vec(),
-        AuthScheme::XApiKey | AuthScheme::None => Vec::new(),
+    let prefix: &[u8] = match provider.auth {
+        AuthScheme::Bearer => b"Bearer ",
+        AuthScheme::XApiKey | AuthScheme::None => b"",
     };
-    text.extend_from_slice(secret.expose());
-    let mut value = HeaderValue::from_bytes(&text).map_err(|_| AttemptFault::Credential)?;
-    value.set_sensitive(true);
-    let mut ring = cx.plane.credentials.borrow_mut();
-    ring.keep(credential, provider.auth, value.clone());
+    let value = secret_header(prefix, secret.expose()).ok_or(AttemptFault::Credential)?;
+    live.keep_opened(credential, provider.auth, &value);
     Ok(value)
 }

@@ -124,7 +124,7 @@ impl Resource {
     pub fn key(&self) -> ResourceKey {
         let (kind, id) = match self {
             Self::Provider(r) => (ResourceKind::Provider, r.id.text()),
-            Self::Credential(r) => (ResourceKind::Credential, r.id.text()),
+            Self::Credential(r) => (ResourceKind::Credential, r.key().text()),
             Self::Model(r) => (ResourceKind::Model, r.id.text()),
             Self::Endpoint(r) => (ResourceKind::Endpoint, r.id.text()),
             Self::Price(r) => (ResourceKind::Price, r.id.text()),

@@ -82,6 +82,60 @@ async fn a_secret_goes_in_and_never_comes_out() {
 }
 
 #[tokio::test]
+async fn each_provider_has_credential_ids_of_its_own() {
+    let world = World::filled().await;
+    world
+        .put(
+            "providers/q",
+            json!({"dialect": "openai", "base_url": "https://q.example.com/v1"}),
+        )
+        .await;
+    let other = world
+        .put("providers/q/credentials/main", json!({"secret": "other"}))
+        .await;
+    assert_eq!((&other["provider"], &other["version"]), (&json!("q"), &json!(1)));
+    world
+        .put("providers/q/credentials/main", json!({"secret": "newer"}))
+        .await;
+    assert_eq!(world.get("providers/p/credentials/main").await["version"], 1);
+    assert_eq!(
+        world.get("providers/q/credentials").await["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        1
+    );
+    let state = world.cluster.state();
+    let opened: Vec<_> = state
+        .credentials
+        .iter()
+        .map(|(key, kept)| {
+            let (kept, root) = (&kept.value, Key::new([7; 32]));
+            let aad = tollway_shared::catalog::credential_aad(&kept.provider, &kept.id, kept.version);
+            let plain = tollway_shared::seal::open(&root, &aad, &kept.sealed).unwrap();
+            (
+                key.to_string(),
+                String::from_utf8(plain.expose().clone()).unwrap(),
+            )
+        })
+        .collect();
+    let expected = [("p/main", "hunter2"), ("q/main", "newer")];
+    assert_eq!(
+        opened,
+        expected.map(|(key, secret)| (key.to_owned(), secret.to_owned()))
+    );
+    world
+        .call("DELETE", "providers/q/credentials/main", None)
+        .await
+        .ok();
+    world
+        .call("DELETE", "providers/q/credentials/main", None)
+        .await
+        .refused(404, "not_found");
+    assert_eq!(world.get("providers/p/credentials/main").await["version"], 1);
+}
+
+#[tokio::test]
 async fn prices_are_added_listed_and_taken_back_before_they_apply() {
     let world = World::filled().await;
     let prices = json!({"input": "0.5", "output": "2", "input_cache_read": "0.05"});
