@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::{HeaderMap, Uri, header};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tollway_proto::admin::problem::ProblemCode;
@@ -75,7 +76,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Reads a JSON body, naming the field that is wrong. An empty body is `{}`.
-pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+pub(crate) fn parse_body<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Fault> {
     let bytes = if bytes.is_empty() { b"{}".as_slice() } else { bytes };
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -90,6 +91,11 @@ pub(crate) fn parse_body<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> 
     if !json.is_object() {
         let detail = "`body` must be a JSON object: `{…}`";
         return Err(Fault::at(ProblemCode::InvalidRequest, "body", detail));
+    }
+    let read = serde_json::to_value(&value).unwrap_or_default();
+    if let Some(path) = list_for_object(&json, &read, "") {
+        let detail = format!("`{path}` must be a JSON object: `{{…}}`");
+        return Err(Fault::at(ProblemCode::Invalid, path, detail));
     }
     if let Some((path, why)) = unfit(&json, "") {
         let detail = format!("`{path}` {why}");
@@ -142,6 +148,24 @@ fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
         "is of the wrong type"
     };
     Fault::at(ProblemCode::Invalid, field, format!("`{field}`: {what}"))
+}
+
+/// The first field that was sent as a list and read as an object, its fields in their order.
+fn list_for_object(sent: &Value, read: &Value, path: &str) -> Option<String> {
+    match (sent, read) {
+        (Value::Array(_), Value::Object(_)) => Some(path.to_owned()),
+        (Value::Array(sent), Value::Array(read)) => (0..)
+            .zip(sent.iter().zip(read))
+            .find_map(|(index, (sent, read))| list_for_object(sent, read, &format!("{path}[{index}]"))),
+        (Value::Object(sent), Value::Object(read)) => sent.iter().find_map(|(name, sent)| {
+            let inside = match path {
+                "" => name.clone(),
+                path => format!("{path}.{name}"),
+            };
+            list_for_object(sent, read.get(name)?, &inside)
+        }),
+        _ => None,
+    }
 }
 
 /// The first field whose text may not be shown or followed as it is, and why.

@@ -114,7 +114,7 @@ pub(crate) struct Head {
     pub(crate) idempotency: Option<Idempotency>,
 }
 
-impl<T: DeserializeOwned> FromRequest<Arc<Api>> for Write<T> {
+impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Api>> for Write<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, _api: &Arc<Api>) -> Result<Self, Fault> {

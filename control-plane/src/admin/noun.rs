@@ -56,7 +56,7 @@ pub(crate) trait Noun {
 /// A noun whose caller chooses the id, and makes, replaces and removes it.
 pub(crate) trait Replaced: Noun {
     /// The body that makes or replaces it.
-    type Put: DeserializeOwned;
+    type Put: DeserializeOwned + Serialize;
 
     /// The record that a body makes.
     fn stored(put: Self::Put, id: Self::Id, state: &State, now: UnixMillis) -> Self::Stored;

@@ -181,6 +181,14 @@ impl Textual for money::Price {
     }
 }
 
+/// Reads a number above zero.
+pub(crate) fn above_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(serde::de::Error::custom("is 0; must be at least 1")),
+        number => Ok(number),
+    }
+}
+
 /// A secret on its way in, or shown once on its way out. Prints as `***`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]

@@ -223,3 +223,97 @@ async fn a_stale_precondition_is_refused() {
         .await
         .refused(412, "precondition_failed");
 }
+
+/// Every field of every body, with values of every wrong kind: what is refused is refused by the field's name, in `field` and in words.
+#[tokio::test]
+async fn whatever_is_wrong_with_a_field_its_name_is_said() {
+    let world = World::filled().await;
+    let (_, document) = collected();
+    let bodies = nouns()
+        .into_iter()
+        .map(|(path, body)| ("PUT", path, body))
+        .chain([
+            ("POST", "keys", json!({"project": "j"})),
+            ("POST", "admins", json!({"id": "bob", "role": "viewer"})),
+            ("POST", "join-tokens", json!({"kind": "node", "region": "eu"})),
+            (
+                "POST",
+                "prices",
+                json!({"endpoint": "p/a/m", "prices": {"input": "1", "output": "2"}}),
+            ),
+        ]);
+    let wrong = [
+        json!(null),
+        json!(-1),
+        json!(0.5),
+        json!(true),
+        json!([]),
+        json!(["1", "2", "3", "4", "5", "6"]),
+        json!({}),
+        json!({"x": 1}),
+        json!(""),
+        json!("\u{0}"),
+        json!("no such thing"),
+        json!("9".repeat(40_000)),
+    ];
+    let mut refused = 0;
+    for (method, path, body) in bodies {
+        let template = match path.split('/').collect::<Vec<_>>()[..] {
+            ["providers", _, "credentials", _] => "/providers/{provider}/credentials/{id}".to_owned(),
+            [noun @ ("models" | "endpoints"), ..] => format!("/{noun}/{{*id}}"),
+            [noun] => format!("/{noun}"),
+            [noun, ..] => format!("/{noun}/{{id}}"),
+            [] => unreachable!("every path has a noun"),
+        };
+        let paths = document["paths"].as_object().unwrap();
+        let (_, operations) = paths
+            .iter()
+            .find(|(found, _)| found.ends_with(&template))
+            .unwrap();
+        let operation = &operations[method.to_lowercase()];
+        let schema = &operation["requestBody"]["content"]["application/json"]["schema"]["$ref"];
+        let name = schema.as_str().unwrap().rsplit('/').next().unwrap();
+        let fields = document["components"]["schemas"][name]["properties"].as_object();
+        for field in fields.unwrap().keys() {
+            for value in &wrong {
+                let mut body = body.clone();
+                body[field] = value.clone();
+                let answer = world.call(method, path, Some(body)).await;
+                if answer.status < 300 || answer.status == 409 {
+                    continue;
+                }
+                refused += 1;
+                let said = &answer.body;
+                let shown: String = value.to_string().chars().take(40).collect();
+                let at = format!("{method} {path} {field} = {shown}: {said}");
+                assert!(answer.status == 422 || answer.status == 400, "{at}");
+                assert!(
+                    said["field"]
+                        .as_str()
+                        .is_some_and(|at| at.starts_with(field.as_str())),
+                    "{at}"
+                );
+                assert!(
+                    said["detail"].as_str().unwrap().contains(&format!("`{field}")),
+                    "{at}"
+                );
+            }
+        }
+    }
+    assert!(refused > 250, "only {refused} were refused");
+    // What serde would read as the fields in their order.
+    let body = json!({"endpoint": "p/a/m", "prices": ["1", "2", null, null, null, null]});
+    let listed = world.call("POST", "prices", Some(body)).await;
+    assert_eq!(listed.refused(422, "invalid")["field"], "prices");
+    for (path, body, field) in [
+        (
+            "providers/q",
+            json!({"dialect": "openai", "base_url": "https://x/v1", "idle_timeout_ms": 0}),
+            "idle_timeout_ms",
+        ),
+        ("models/a/x", json!({"context_tokens": 0}), "context_tokens"),
+    ] {
+        let zero = world.call("PUT", path, Some(body)).await;
+        assert_eq!(zero.refused(422, "invalid")["field"], field);
+    }
+}

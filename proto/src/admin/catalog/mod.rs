@@ -88,11 +88,11 @@ noun! {
         /// Whether the provider keeps generating, and billing, after a caller hangs up; default: no.
         #[serde(default)] bills_after_cancel: bool,
         /// TCP and TLS connect deadline in milliseconds.
-        #[serde(default = "connect_timeout")] connect_timeout_ms: u32,
+        #[serde(default = "connect_timeout", deserialize_with = "text::above_zero")] #[schema(minimum = 1)] connect_timeout_ms: u32,
         /// Deadline from the request's last byte to the answer's first, in milliseconds.
-        #[serde(default = "first_byte_timeout")] first_byte_timeout_ms: u32,
+        #[serde(default = "first_byte_timeout", deserialize_with = "text::above_zero")] #[schema(minimum = 1)] first_byte_timeout_ms: u32,
         /// Longest silence inside an answer, streamed or whole, in milliseconds.
-        #[serde(default = "idle_timeout")] idle_timeout_ms: u32,
+        #[serde(default = "idle_timeout", deserialize_with = "text::above_zero")] #[schema(minimum = 1)] idle_timeout_ms: u32,
         /// A disabled provider is never tried; default: enabled.
         #[serde(default = "yes")] enabled: bool,
     }
@@ -202,7 +202,7 @@ impl CredentialPut {
 /// A provider's secret as it may be shown: everything but the secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Credential {
-    /// Its id.
+    /// Its id among its provider's.
     pub id: text::CredentialId,
     /// The provider it opens.
     pub provider: text::ProviderId,
@@ -254,7 +254,7 @@ noun! {
         /// One or two sentences.
         #[serde(default)] description: String,
         /// Most prompt and completion tokens together.
-        context_tokens: u32,
+        #[serde(deserialize_with = "text::above_zero")] #[schema(minimum = 1)] context_tokens: u32,
     }
 }
 
