@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use tollway_shared::fault::Fault;
+use tollway_shared::settings::Number;
 
 /// Lines above which a file needs a reason here.
 const LINES_MAX: usize = 500;
@@ -291,8 +292,8 @@ fn leaves(value: &serde_json::Value, path: &str, out: &mut BTreeMap<String, Stri
     }
 }
 
-/// Compares keys and defaults of a table; what a setting means is written by hand, and must be.
-fn settings(name: &str, config: &impl serde::Serialize) {
+/// Compares keys, defaults and ranges of a table; what a setting means is written by hand, and must be.
+fn settings(name: &str, config: &impl serde::Serialize, numbers: &[Number]) {
     let mut wanted = BTreeMap::new();
     leaves(&serde_json::to_value(config).unwrap(), "", &mut wanted);
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
@@ -303,13 +304,15 @@ fn settings(name: &str, config: &impl serde::Serialize) {
         .filter_map(|line| {
             let mut cells = line.split(" | ");
             let key = cells.next()?.strip_prefix("| `")?.strip_suffix('`')?;
-            Some((key, cells.nth(1)?.strip_suffix(" |")?.trim()))
+            Some((key, cells.nth(2)?.strip_suffix(" |")?.trim()))
         })
         .collect();
-    let mut rows = String::from("| setting | default | meaning |\n|---|---|---|\n");
+    let mut rows = String::from("| setting | default | allowed | meaning |\n|---|---|---|---|\n");
     for (key, default) in &wanted {
         let meaning = meanings.get(key.as_str()).copied().unwrap_or("?");
-        rows.push_str(&format!("| `{key}` | {default} | {meaning} |\n"));
+        let number = numbers.iter().find(|number| number.key == key);
+        let allowed = number.map_or_else(|| "–".to_owned(), Number::to_string);
+        rows.push_str(&format!("| `{key}` | {default} | {allowed} | {meaning} |\n"));
     }
     table(name, &rows);
     let silent = wanted
@@ -324,12 +327,14 @@ fn settings(name: &str, config: &impl serde::Serialize) {
 
 #[test]
 fn the_readme_has_every_setting_of_the_control_plane() {
-    settings("control", &tollway_control::config::Config::default());
+    let config = tollway_control::config::Config::default();
+    settings("control", &config, &config.numbers());
 }
 
 #[test]
 fn the_readme_has_every_setting_of_the_data_plane() {
-    settings("data", &tollway_data::config::Config::default());
+    let config = tollway_data::config::Config::default();
+    settings("data", &config, &config.numbers());
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::settings::{DAY_MS, Number, line_of, log_filter_problem};
 
 use crate::ledger;
 use crate::raft::Timings;
@@ -181,6 +182,16 @@ pub enum ConfigFault {
     },
 }
 
+impl ConfigFault {
+    /// The setting, when it is one setting's fault.
+    fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Value { key, .. } => Some(key),
+            Self::File { .. } | Self::Toml { .. } => None,
+        }
+    }
+}
+
 fn value(key: &'static str, detail: impl Into<String>) -> ConfigFault {
     ConfigFault::Value {
         key,
@@ -191,22 +202,35 @@ fn value(key: &'static str, detail: impl Into<String>) -> ConfigFault {
 impl Config {
     /// Reads the file, puts the overrides on top and checks what comes out.
     pub fn load(file: Option<&Path>, overrides: Overrides) -> Result<Self, ConfigFault> {
-        let mut config = match file {
-            None => Self::default(),
-            Some(path) => {
-                let shown = path.display().to_string();
-                let text = std::fs::read_to_string(path).map_err(|source| ConfigFault::File {
-                    path: shown.clone(),
-                    source,
-                })?;
-                Self::parse(&text).map_err(|error| ConfigFault::Toml {
-                    path: shown,
-                    text: error.to_string(),
-                })?
-            }
+        let Some(path) = file else {
+            let mut config = Self::default();
+            config.overlay(overrides);
+            config.check()?;
+            return Ok(config);
         };
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigFault::File {
+            path: shown.clone(),
+            source,
+        })?;
+        let in_file = Self::parse(&text).map_err(|error| ConfigFault::Toml {
+            path: shown.clone(),
+            text: error.to_string(),
+        })?;
+        let mut config = in_file.clone();
         config.overlay(overrides);
-        config.check()?;
+        config.check().map_err(|fault| {
+            let line = fault.key().and_then(|key| line_of(&text, key));
+            // What an override brought is not the file's fault.
+            let is_of_file = in_file.check().is_err_and(|of_file| of_file.key() == fault.key());
+            match line.filter(|_| is_of_file) {
+                Some(line) => ConfigFault::Toml {
+                    path: shown,
+                    text: format!("line {line}: {fault}"),
+                },
+                None => fault,
+            }
+        })?;
         Ok(config)
     }
 
@@ -267,7 +291,38 @@ impl Config {
                 "and `seal.key_file` exclude each other; keep one",
             ));
         }
-        Ok(())
+        if let Some(problem) = log_filter_problem(&self.log.level) {
+            return Err(value("log.level", problem));
+        }
+        for number in self.numbers() {
+            if let Some(problem) = number.problem() {
+                return Err(value(number.key, problem));
+            }
+        }
+        if self.raft.heartbeat_ms >= self.raft.election_timeout_ms {
+            let detail = format!(
+                "is {}, and must be below `raft.election_timeout_ms`, which is {}",
+                self.raft.heartbeat_ms, self.raft.election_timeout_ms
+            );
+            return Err(value("raft.heartbeat_ms", detail));
+        }
+        self.usage.check().map_err(|(key, detail)| value(key, detail))
+    }
+
+    /// Every number, with what it may be.
+    pub fn numbers(&self) -> Vec<Number> {
+        let (raft, usage) = (&self.raft, &self.usage);
+        vec![
+            Number::new("raft.checkpoint_entries", raft.checkpoint_entries, 1..=10_000_000),
+            Number::new("raft.election_timeout_ms", raft.election_timeout_ms, 10..=600_000),
+            Number::new("raft.heartbeat_ms", raft.heartbeat_ms, 1..=300_000),
+            Number::new("raft.install_timeout_ms", raft.install_timeout_ms, 100..=DAY_MS),
+            Number::new("raft.kept_entries", raft.kept_entries, 0..=10_000_000),
+            Number::new("usage.partitions", usage.partitions, 1..=10_000),
+            Number::new("usage.replication", usage.replication, 1..=100),
+            Number::new("usage.retention_bytes", usage.retention_bytes, 0..=1 << 50),
+            Number::new("usage.retention_days", usage.retention_days, 1..=36_500),
+        ]
     }
 
     /// What is in force, as TOML, with secrets hidden.
@@ -365,6 +420,56 @@ mod tests {
             Config::parse(&Config::default().printed()).unwrap(),
             Config::default()
         );
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_refused_with_its_key_and_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("control.toml");
+        let load = |text: &str, overrides| {
+            std::fs::write(&file, text).unwrap();
+            Config::load(Some(&file), overrides).unwrap_err().to_string()
+        };
+        for (text, key) in [
+            ("[raft]\nheartbeat_ms = 0\n", "raft.heartbeat_ms"),
+            ("[raft]\nheartbeat_ms = 1000\n", "raft.heartbeat_ms"),
+            ("[raft]\ncheckpoint_entries = 0\n", "raft.checkpoint_entries"),
+            ("[usage]\npartitions = 0\n", "usage.partitions"),
+            ("[usage]\nretention_days = 0\n", "usage.retention_days"),
+            ("[usage]\nsource = \"kafka\"\n", "usage.brokers"),
+            ("[usage]\nsource = \"file\"\n", "usage.dir"),
+            ("[log]\nlevel = \"inof\"\n", "log.level"),
+        ] {
+            let fault = load(text, Overrides::default());
+            let line = if fault.contains("is missing") {
+                "line 1"
+            } else {
+                "line 2"
+            };
+            assert!(fault.contains(line) && fault.contains(key), "{fault}");
+        }
+        let overrides = Overrides {
+            log_level: Some("loud".into()),
+            ..Overrides::default()
+        };
+        let fault = load("[log]\nlevel = \"info\"\n", overrides);
+        assert!(fault.contains("log.level") && !fault.contains("line"), "{fault}");
+    }
+
+    #[test]
+    fn every_number_has_a_range_and_its_default_lies_in_it() {
+        fn count(value: &serde_json::Value) -> usize {
+            match value {
+                serde_json::Value::Object(fields) => fields.values().map(count).sum(),
+                value => usize::from(value.is_number()),
+            }
+        }
+        let config = Config::default();
+        assert_eq!(
+            count(&serde_json::to_value(&config).unwrap()),
+            config.numbers().len()
+        );
+        config.check().unwrap();
     }
 
     #[test]

@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::settings::{DAY_MS, Number, line_of, log_filter_problem};
 
 use crate::server::Network;
 use crate::usage;
+
+/// What `control.max_stale` may be.
+const STALE_MS: std::ops::RangeInclusive<i64> = 1_000..=3_650 * DAY_MS;
 
 /// Everything a node is told. What tenants change is not here: it comes from the control plane.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -268,7 +272,16 @@ impl Config {
             path: path.to_owned(),
             detail: fault.to_string(),
         })?;
-        config.check()?;
+        config.check().map_err(|fault| match fault {
+            ConfigFault::Value { field, detail } => match line_of(text, field) {
+                Some(line) => ConfigFault::Invalid {
+                    path: path.to_owned(),
+                    detail: format!("line {line}: `{field}` {detail}"),
+                },
+                None => ConfigFault::Value { field, detail },
+            },
+            fault => fault,
+        })?;
         Ok(config)
     }
 
@@ -276,30 +289,65 @@ impl Config {
     pub fn check(&self) -> Result<(), ConfigFault> {
         self.max_stale_ms()?;
         self.trusted_proxies()?;
-        let at_least_one = [
-            ("api.attempts_max", self.api.attempts_max),
-            ("api.connections_max", self.api.connections_max),
-            (
-                "api.connections_per_address_max",
-                self.api.connections_per_address_max,
-            ),
-            ("api.body_bytes_max", self.api.body_bytes_max),
-        ];
-        match at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            Some((field, _)) => Err(ConfigFault::Value {
-                field,
-                detail: "must be at least 1".into(),
-            }),
+        let value = |field, detail| Err(ConfigFault::Value { field, detail });
+        for number in self.numbers() {
+            if let Some(problem) = number.problem() {
+                return value(number.key, problem);
+            }
+        }
+        match log_filter_problem(&self.log.level) {
+            Some(problem) => value("log.level", problem),
             None => Ok(()),
         }
     }
 
+    /// Every number, with what it may be.
+    pub fn numbers(&self) -> Vec<Number> {
+        let (api, drain, upstream) = (&self.api, &self.drain, &self.upstream);
+        vec![
+            Number::new("api.attempts_max", api.attempts_max, 1..=100),
+            Number::new("api.body_bytes_max", api.body_bytes_max, 1..=1 << 30),
+            Number::new("api.body_bytes_per_s_min", api.body_bytes_per_s_min, 0..=1 << 30),
+            Number::new("api.body_grace_ms", api.body_grace_ms, 0..=DAY_MS),
+            Number::new("api.body_timeout_ms", api.body_timeout_ms, 1..=DAY_MS),
+            Number::new("api.connections_max", api.connections_max, 1..=10_000_000),
+            Number::new(
+                "api.connections_per_address_max",
+                api.connections_per_address_max,
+                1..=10_000_000,
+            ),
+            Number::new("api.first_byte_timeout_ms", api.first_byte_timeout_ms, 1..=DAY_MS),
+            Number::new("api.head_bytes_max", api.head_bytes_max, 1 << 10..=1 << 20),
+            Number::new("api.head_timeout_ms", api.head_timeout_ms, 1..=DAY_MS),
+            Number::new("api.idle_timeout_ms", api.idle_timeout_ms, 1..=DAY_MS),
+            Number::new("api.reply_bytes_max", api.reply_bytes_max, 1..=1 << 30),
+            Number::new("api.write_timeout_ms", api.write_timeout_ms, 1..=DAY_MS),
+            Number::new("drain.flush_ms", drain.flush_ms, 0..=DAY_MS),
+            Number::new("drain.grace_ms", drain.grace_ms, 0..=DAY_MS),
+            Number::new("drain.max_stream_ms", drain.max_stream_ms, 0..=DAY_MS),
+            Number::new("server.threads", self.server.threads, 0..=1_024),
+            Number::new(
+                "upstream.idle_connections_max",
+                upstream.idle_connections_max,
+                0..=1_000_000,
+            ),
+            Number::new("upstream.idle_timeout_ms", upstream.idle_timeout_ms, 1..=DAY_MS),
+            Number::new("usage.partitions", self.usage.partitions, 1..=10_000),
+            Number::new(
+                "usage.spool_bytes_max",
+                self.usage.spool_bytes_max,
+                1 << 20..=1 << 50,
+            ),
+        ]
+    }
+
     /// `control.max_stale` in milliseconds.
     pub fn max_stale_ms(&self) -> Result<i64, ConfigFault> {
-        duration_ms(&self.control.max_stale).ok_or(ConfigFault::Value {
+        let stale_ms = duration_ms(&self.control.max_stale).filter(|ms| STALE_MS.contains(ms));
+        stale_ms.ok_or(ConfigFault::Value {
             field: "control.max_stale",
             detail: format!(
-                "is `{}`; write it as `24h`, `30m` or `90s`",
+                "is `{}`; write it as `24h`, `30m` or `90s`, from `1s` to `3650d`",
                 self.control.max_stale
             ),
         })
@@ -367,7 +415,37 @@ mod tests {
             fault.contains("api.trusted_proxies") && fault.contains("`proxy`"),
             "{fault}"
         );
+        for (text, key) in [
+            ("[api]\nattempts_max = 0\n", "api.attempts_max"),
+            ("[api]\nfirst_byte_timeout_ms = 0\n", "api.first_byte_timeout_ms"),
+            ("[api]\nhead_bytes_max = 0\n", "api.head_bytes_max"),
+            ("[api]\nhead_timeout_ms = 86400001\n", "api.head_timeout_ms"),
+            ("[usage]\npartitions = 0\n", "usage.partitions"),
+            ("[usage]\npartitions = -1\n", "usage.partitions"),
+            ("[usage]\nspool_bytes_max = 0\n", "usage.spool_bytes_max"),
+            ("[control]\nmax_stale = \"0s\"\n", "control.max_stale"),
+            ("[log]\nlevel = \"inof\"\n", "log.level"),
+        ] {
+            let fault = parse(text).unwrap_err().to_string();
+            assert!(fault.contains(key) && fault.contains("line 2"), "{fault}");
+        }
         assert_eq!(parse("").unwrap().max_stale_ms().unwrap(), 86_400_000);
+    }
+
+    #[test]
+    fn every_number_has_a_range_and_its_default_lies_in_it() {
+        fn count(value: &serde_json::Value) -> usize {
+            match value {
+                serde_json::Value::Object(fields) => fields.values().map(count).sum(),
+                value => usize::from(value.is_number()),
+            }
+        }
+        let config = Config::default();
+        assert_eq!(
+            count(&serde_json::to_value(&config).unwrap()),
+            config.numbers().len()
+        );
+        config.check().unwrap();
     }
 
     #[test]

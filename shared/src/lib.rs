@@ -14,6 +14,7 @@
 //! | [`lease`] | how a budget holds on many nodes: slices granted, held, settled |
 //! | [`snapshot`] | what a node routes on: an indexed, read-only view of one revision |
 //! | [`fault`] | the error table of the public API |
+//! | [`settings`] | numbers and log filters in configuration files that cannot be |
 //! | [`key_text`], [`seal`], [`secret`] | the text form of keys, sealing at rest, redaction |
 
 pub mod budget;
@@ -27,6 +28,7 @@ pub mod money;
 pub mod notice;
 pub mod seal;
 pub mod secret;
+pub mod settings;
 pub mod snapshot;
 pub mod tenant;
 pub mod time;

@@ -102,6 +102,23 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// What does not go together: the setting, and what to say after its name.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        match self.source {
+            SourceKind::File if self.dir.is_none() => Err((
+                "usage.dir",
+                "is missing; `usage.source = \"file\"` needs it".to_owned(),
+            )),
+            SourceKind::Kafka if self.brokers.is_empty() => Err((
+                "usage.brokers",
+                "is missing; `usage.source = \"kafka\"` needs it".to_owned(),
+            )),
+            SourceKind::None | SourceKind::File | SourceKind::Kafka => Ok(()),
+        }
+    }
+}
+
 /// A setting of `[usage]` that cannot be.
 #[derive(Debug, thiserror::Error)]
 #[error("`usage.{field}` {detail}")]

@@ -41,7 +41,7 @@ const DEMO_STOP_MAX: Duration = Duration::from_secs(2);
 pub(crate) async fn run(options: Options) -> Result<(), Failure> {
     // Before anything starts, so that no moment is left in which a signal would cut the work in half.
     let mut stop = Stop::listen()?;
-    planes::log();
+    planes::log()?;
     let data_dir = report::absolute(
         &options
             .data_dir

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use tollway_data::identity::{self, Identity};
 use tollway_shared::ids::NodeId;
+use tollway_shared::settings::log_filter_problem;
 use tracing_subscriber::EnvFilter;
 
 use super::options::Listen;
@@ -182,8 +183,11 @@ async fn node(
 }
 
 /// Log lines of both planes go to the standard error; TOLLWAY_LOG is a filter such as `info` or `tollway_data=debug`.
-pub(crate) fn log() {
+pub(crate) fn log() -> Result<(), Failure> {
     let filter = std::env::var("TOLLWAY_LOG").unwrap_or_else(|_| "warn".into());
+    if let Some(problem) = log_filter_problem(&filter) {
+        return Err(Failure::Usage(format!("TOLLWAY_LOG {problem}")));
+    }
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("warn"));
     // A second initialization changes nothing, which is right for tests.
     let _ = tracing_subscriber::fmt()
@@ -191,4 +195,5 @@ pub(crate) fn log() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .try_init();
+    Ok(())
 }
