@@ -16,7 +16,7 @@ pub(crate) enum Change {
     Create,
     /// These fields differ: name, there, wanted.
     Update(Vec<(String, Value, Value)>),
-    /// It holds something that cannot be read back, so it is written again.
+    /// It is as described as far as can be told: its secret cannot be read back. `apply` writes it again.
     Rewrite,
 }
 
@@ -25,7 +25,16 @@ impl Change {
         match self {
             Self::Same => '=',
             Self::Create => '+',
-            Self::Update(_) | Self::Rewrite => '~',
+            Self::Update(_) => '~',
+            Self::Rewrite => '?',
+        }
+    }
+
+    /// Whether something is known to differ.
+    pub(crate) fn is_difference(&self) -> bool {
+        match self {
+            Self::Same | Self::Rewrite => false,
+            Self::Create | Self::Update(_) => true,
         }
     }
 
@@ -33,7 +42,7 @@ impl Change {
     pub(crate) fn describe(&self, document: &Document) -> String {
         let mut text = format!("{} {}", self.mark(), document.title());
         match self {
-            Self::Rewrite => text.push_str("  (holds a secret, which cannot be compared; written again)"),
+            Self::Rewrite => text.push_str("  (its secret cannot be compared; `apply` writes it again)"),
             Self::Update(fields) => {
                 for (name, there, wanted) in fields {
                     text.push_str(&format!("\n    {name}: {there} -> {wanted}"));
@@ -53,12 +62,18 @@ pub(crate) async fn compare(client: &Client, document: &Document) -> Result<Chan
     let Some(there) = client.find(&path(document)?).await? else {
         return Ok(Change::Create);
     };
-    if document.noun.kind == "credential" {
-        return Ok(Change::Rewrite);
+    let holds_secret = document.noun.kind == "credential";
+    let mut wanted = document.fields.clone();
+    if holds_secret {
+        wanted.remove("secret"); // it goes in and never comes out
     }
-    let fields = differences(&document.fields, &there);
+    let fields = differences(&wanted, &there);
     Ok(if fields.is_empty() {
-        Change::Same
+        if holds_secret {
+            Change::Rewrite
+        } else {
+            Change::Same
+        }
     } else {
         Change::Update(fields)
     })
@@ -295,6 +310,21 @@ mod tests {
         apply(&client, secret).await.unwrap();
         apply(&client, secret).await.unwrap();
         assert_eq!(store.writes(), ["PUT providers/p/credentials/c"; 2]);
+        let differs = async |text: &str| {
+            let document = crate::documents::parse(text, "f").unwrap().remove(0);
+            compare(&client, &document).await.unwrap()
+        };
+        let path = "providers/p/credentials/c";
+        store.kept.lock().unwrap().insert(
+            path.into(),
+            json!({"id": "c", "provider": "p", "version": 2, "regions": ["eu"]}),
+        );
+        assert!(!differs(secret).await.is_difference(), "nothing that can be told");
+        let moved = secret.replace("\"secret\"", "\"regions\":[\"us\"],\"secret\"");
+        let Change::Update(fields) = differs(&moved).await else {
+            panic!("its regions differ")
+        };
+        assert_eq!(fields, [("regions".into(), json!(["eu"]), json!(["us"]))]);
         let bad = r#"{"kind":"model","id":"a/b","context_tokens":0}"#;
         let failure = apply(&client, bad).await.unwrap_err();
         assert_eq!(failure.code(), 1);

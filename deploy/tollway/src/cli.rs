@@ -64,7 +64,7 @@ pub(crate) enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Show how the cluster differs from documents; exit code 7 if it does
+    /// Show how the cluster differs from documents; exit code 7 if it does. Secrets cannot be compared and do not count
     Diff {
         #[command(flatten)]
         files: Files,
@@ -73,7 +73,7 @@ pub(crate) enum Command {
     Get {
         /// provider, credential, model, endpoint, price, organization, team, project, budget, notice, key, admin, node
         noun: String,
-        /// Only this one; a credential is named PROVIDER/ID, and all of a provider PROVIDER/
+        /// Only this one; a credential is named PROVIDER/ID, and all of a provider's PROVIDER/
         id: Option<String>,
     },
     /// Remove a resource

@@ -10,7 +10,9 @@ use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::Value;
 
+use crate::cli::Global;
 use crate::exit::{Failure, Problem};
+use crate::up::quickstart;
 
 /// Longest wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -36,6 +38,45 @@ pub(crate) struct Target {
     pub(crate) key: String,
     /// The cluster's certificate authority, PEM.
     pub(crate) ca: Option<PathBuf>,
+}
+
+impl Target {
+    /// Where to send requests: flags and environment first, then what `tollway up` left on this machine.
+    pub(crate) fn named(global: &Global) -> Result<Self, Failure> {
+        let (mut urls, mut key) = (global.url.clone(), global.key.clone());
+        if urls.is_empty() || key.is_none() {
+            let file = quickstart::default_data_dir().join(quickstart::FILE);
+            let missing = || {
+                Failure::Usage(format!(
+                    "no cluster is named: give --url and --key (or TOLLWAY_ADMIN_URL and TOLLWAY_ADMIN_KEY), or start one here by `tollway up`, which leaves {}",
+                    file.display()
+                ))
+            };
+            // Never one cluster's key to another cluster's address.
+            if !urls.is_empty() || key.is_some() {
+                let absent = if key.is_none() { "--key" } else { "--url" };
+                return Err(Failure::Usage(format!(
+                    "{absent} is missing: --url and --key go together"
+                )));
+            }
+            let found = quickstart::read(&file).map_err(|_| missing())?;
+            urls = vec![found.admin_url];
+            key = Some(found.admin_key);
+        }
+        for url in &urls {
+            let parsed = reqwest::Url::parse(url).ok();
+            if !parsed.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host()) {
+                return Err(Failure::Usage(format!(
+                    "--url `{url}`: wanted is the base URL of an admin API, such as https://control-1.example.com:7600"
+                )));
+            }
+        }
+        Ok(Self {
+            urls,
+            key: key.unwrap_or_default(),
+            ca: global.ca.clone(),
+        })
+    }
 }
 
 /// A client of one cluster.
@@ -236,6 +277,7 @@ pub(crate) fn segment(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Format;
 
     #[test]
     fn an_id_with_slashes_stays_one_segment() {
@@ -295,5 +337,41 @@ mod tests {
         let failure = client.get("models").await.unwrap_err();
         assert_eq!(failure.code(), 3);
         assert!(failure.to_string().contains(&url), "{failure}");
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused_before_anything_is_sent() {
+        for (url, is_good) in [
+            ("foo", false),
+            ("foo:7600", false),
+            ("ftp://foo", false),
+            ("", false),
+            ("https://foo:7600/", true),
+        ] {
+            let global = Global {
+                url: vec![url.into()],
+                key: Some("ak".into()),
+                ca: None,
+                output: Format::Table,
+            };
+            match Target::named(&global) {
+                Ok(_) => assert!(is_good, "{url}"),
+                Err(failure) => {
+                    assert!(!is_good && failure.code() == 2, "{url}");
+                    assert!(failure.to_string().contains("--url"), "{failure}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_half_of_an_address_and_key_is_refused() {
+        let global = Global {
+            url: vec!["http://127.0.0.1:1".into()],
+            key: None,
+            ca: None,
+            output: Format::Table,
+        };
+        assert!(Target::named(&global).unwrap_err().to_string().contains("--key"));
     }
 }

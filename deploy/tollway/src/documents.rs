@@ -94,7 +94,12 @@ pub(crate) fn parse(text: &str, source: &str) -> Result<Vec<Document>, Failure> 
                 ));
             }
             None if fields.is_empty() => Vec::new(),
-            None => return Err(wrong("`kind` is missing".into())),
+            None => {
+                let first = fields.keys().next().map_or("", String::as_str);
+                return Err(wrong(format!(
+                    "`kind` is missing, and `{first}` is not known here: a document is one resource with its `kind`, or many, each under `[[resources]]`"
+                )));
+            }
         },
         single => vec![single],
     };
@@ -171,6 +176,11 @@ mod tests {
     fn a_wrong_frame_is_named_with_its_place() {
         assert!(fault("id = \"x\"").contains("`kind` is missing"));
         assert!(fault("[{\"kind\":\"modell\",\"id\":\"x\"}]").contains("resource 1: `kind` is `modell`"));
+        let singular = fault("[[resource]]\nkind = \"model\"\nid = \"a/b\"\n");
+        assert!(
+            singular.contains("`resource`") && singular.contains("`[[resources]]`"),
+            "{singular}"
+        );
         assert!(fault("kind = \"model\"").contains("`id` is missing"));
         assert!(fault("kind = ").contains("line 1"));
         assert!(fault("{\"kind\": ").contains("line 1"));

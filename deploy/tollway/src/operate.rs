@@ -8,8 +8,7 @@ use crate::client::{Client, Target, segment};
 use crate::documents;
 use crate::exit::Failure;
 use crate::nouns::{self, Noun};
-use crate::output::{Format, render, say};
-use crate::up::quickstart;
+use crate::output::{Format, render, rows, say};
 
 /// Columns of usage: the dimensions, of which those not asked for are absent, then the sums.
 const USAGE_COLUMNS: &[&str] = &[
@@ -32,7 +31,7 @@ const USAGE_COLUMNS: &[&str] = &[
 
 /// Runs one command against the cluster.
 pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure> {
-    let client = Client::new(target(global)?)?;
+    let client = Client::new(Target::named(global)?)?;
     let format = global.output;
     match command {
         Command::Apply { files, dry_run } => {
@@ -47,7 +46,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
             print_changes(format, &changes, false);
             match changes
                 .iter()
-                .filter(|(_, change)| *change != Change::Same)
+                .filter(|(_, change)| change.is_difference())
                 .count()
             {
                 0 => Ok(()),
@@ -57,7 +56,11 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
         Command::Get { noun, id } => {
             let noun = noun_of(&noun)?;
             let answer = match &id {
+                Some(id) if noun.kind == "credential" && id.ends_with('/') => {
+                    client.pages(&nouns::path(noun, id)?).await?
+                }
                 Some(id) => client.get(&nouns::path(noun, id)?).await?,
+                None if noun.kind == "credential" => credentials(&client, noun).await?,
                 None => client.pages(noun.plural).await?,
             };
             print(format, &answer, noun.columns);
@@ -85,35 +88,6 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
     }
 }
 
-/// Where to send requests: flags and environment first, then what `tollway up` left on this machine.
-fn target(global: &Global) -> Result<Target, Failure> {
-    let (mut urls, mut key) = (global.url.clone(), global.key.clone());
-    if urls.is_empty() || key.is_none() {
-        let file = quickstart::default_data_dir().join(quickstart::FILE);
-        let missing = || {
-            Failure::Usage(format!(
-                "no cluster is named: give --url and --key (or TOLLWAY_ADMIN_URL and TOLLWAY_ADMIN_KEY), or start one here by `tollway up`, which leaves {}",
-                file.display()
-            ))
-        };
-        // Never one cluster's key to another cluster's address.
-        if !urls.is_empty() || key.is_some() {
-            let absent = if key.is_none() { "--key" } else { "--url" };
-            return Err(Failure::Usage(format!(
-                "{absent} is missing: --url and --key go together"
-            )));
-        }
-        let found = quickstart::read(&file).map_err(|_| missing())?;
-        urls = vec![found.admin_url];
-        key = Some(found.admin_key);
-    }
-    Ok(Target {
-        urls,
-        key: key.unwrap_or_default(),
-        ca: global.ca.clone(),
-    })
-}
-
 fn noun_of(word: &str) -> Result<&'static Noun, Failure> {
     nouns::find(word).ok_or_else(|| {
         Failure::Usage(format!(
@@ -121,6 +95,17 @@ fn noun_of(word: &str) -> Result<&'static Noun, Failure> {
             nouns::list(|_| true)
         ))
     })
+}
+
+/// The credentials of every provider: they stand below theirs, and have no list of their own.
+async fn credentials(client: &Client, noun: &Noun) -> Result<Value, Failure> {
+    let mut all = Vec::new();
+    for provider in rows(&client.pages("providers").await?) {
+        let id = provider.get("id").and_then(Value::as_str).unwrap_or_default();
+        let page = client.pages(&nouns::path(noun, &format!("{id}/"))?).await?;
+        all.extend(rows(&page).into_iter().cloned());
+    }
+    Ok(json!({ "data": all, "next": null }))
 }
 
 fn print(format: Format, answer: &Value, columns: &[&str]) {
@@ -162,14 +147,19 @@ fn print_changes(format: Format, changes: &[(&documents::Document, Change)], wri
     let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|(_, change)| wanted(change)).count();
     let created = count(|change| *change == Change::Create);
     let same = count(|change| *change == Change::Same);
-    let changed = changes.len() - created - same;
+    let secret = count(|change| *change == Change::Rewrite);
+    let changed = changes.len() - created - same - secret;
     if format == Format::Table {
-        let [create, change] = if written {
-            ["created", "changed"]
+        let [create, change, unread] = if written {
+            ["created", "changed", "written again"]
         } else {
-            ["to create", "to change"]
+            ["to create", "to change", "with a secret that cannot be compared"]
         };
-        say!("{created} {create}, {changed} {change}, {same} as described");
+        let secrets = match secret {
+            0 => String::new(),
+            secret => format!(", {secret} {unread}"),
+        };
+        say!("{created} {create}, {changed} {change}, {same} as described{secrets}");
         return;
     }
     let row = |(document, change): &(&documents::Document, Change)| {
@@ -457,16 +447,5 @@ mod tests {
                 .to_string()
                 .contains("--scope")
         );
-    }
-
-    #[test]
-    fn one_half_of_an_address_and_key_is_refused() {
-        let global = Global {
-            url: vec!["http://127.0.0.1:1".into()],
-            key: None,
-            ca: None,
-            output: Format::Table,
-        };
-        assert!(target(&global).unwrap_err().to_string().contains("--key"));
     }
 }

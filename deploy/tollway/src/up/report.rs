@@ -48,10 +48,12 @@ pub(crate) fn ready(quickstart: &Quickstart, ops_url: &str) {
         data_dir,
     } = quickstart;
     let default = *data_dir == absolute(&quickstart::default_data_dir());
+    // This very file: nobody has put it into the PATH.
+    let tollway = std::env::current_exe().map_or_else(|_| "tollway".to_owned(), |path| quoted(&path));
     let usage = if default {
-        "tollway usage --group-by model".to_owned()
+        format!("{tollway} usage --group-by model")
     } else {
-        format!("tollway --url {admin_url} --key {admin_key} usage --group-by model")
+        format!("{tollway} --url {admin_url} --key {admin_key} usage --group-by model")
     };
     say!(
         "
@@ -83,7 +85,34 @@ Serving until Ctrl-C.",
     );
 }
 
+/// A path as a shell reads it.
+fn quoted(path: &std::path::Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    if text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
 /// The path from the root, so that it means the same in every folder.
 pub(crate) fn absolute(path: &std::path::Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_spaces_and_quotes_is_one_word_for_a_shell() {
+        for path in ["/usr/bin/tollway", "/srv/ann's files/a b/tollway"] {
+            let word = quoted(path.as_ref());
+            let echo = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {word}")])
+                .output();
+            assert_eq!(String::from_utf8(echo.unwrap().stdout).unwrap(), path);
+        }
+        assert_eq!(quoted("/usr/bin/tollway".as_ref()), "/usr/bin/tollway");
+    }
 }
