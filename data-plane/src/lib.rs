@@ -22,6 +22,7 @@ pub mod credentials;
 pub mod dialects;
 pub mod health;
 pub mod identity;
+pub mod lengths;
 pub mod logs;
 pub mod metrics;
 pub mod ops;

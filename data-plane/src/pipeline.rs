@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tollway_proto::usage::EndState;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::RequestId;
+use tollway_shared::money::NanoUsd;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::tenant::{ApiKey, TenantPath};
 use tollway_shared::time::UnixMillis;
@@ -106,6 +107,8 @@ async fn serve(plane: &Rc<Plane>, arrival: Arrival, request: Request<Incoming>) 
         Ok((candidate, opened)) => relay::answer(cx, candidate, opened),
         Err(fault) => {
             cx.record.close(EndState::Failed, fault.status(), Some(&fault));
+            // Nobody served it, so nobody pays: the caller is told with the error.
+            reply::text(&mut cx.headers, "x-tollway-cost-usd", &NanoUsd::ZERO.to_string());
             reply::fault(&fault, Some(&id), std::mem::take(&mut cx.headers))
         }
     }

@@ -12,6 +12,7 @@ use tollway_shared::ids::{ClusterId, NodeId, Region};
 use crate::catalog::Live;
 use crate::credentials::Keyring;
 use crate::health::Health;
+use crate::lengths::Lengths;
 use crate::metrics::Meters;
 use crate::upstream::Upstream;
 use crate::usage::Writer;
@@ -81,6 +82,8 @@ pub struct Plane {
     pub upstream: Upstream,
     /// What this core has seen of its endpoints.
     pub health: RefCell<Health>,
+    /// How long its endpoints' answers are.
+    pub lengths: RefCell<Lengths>,
     /// Chance.
     pub dice: Dice,
     /// What this core knows of its providers' credentials.

@@ -314,6 +314,7 @@ impl Core {
             writer: self.writer,
             upstream: Upstream::new(self.pool, self.tls),
             health: std::cell::RefCell::default(),
+            lengths: std::cell::RefCell::default(),
             dice: Dice::seeded(),
             credentials: std::cell::RefCell::default(),
             meters: crate::metrics::Meters::default(),

@@ -1,10 +1,11 @@
 //! Usage records on a node's disk.
 //!
-//! An intent is written before the first byte goes to a provider, an outcome after the last one came. After a crash every intent
-//! without an outcome becomes one event marked `interrupted`.
+//! An intent is written before the first byte goes to a provider, an outcome after the last one came, and in between, while an answer
+//! streams, now and then how far it has got. After a crash every intent without an outcome becomes one event marked `interrupted`.
 
 use serde::{Deserialize, Serialize};
 use tollway_shared::ids::{RequestId, WriterId};
+use tollway_shared::tokens::TokenCounts;
 
 use crate::usage::UsageEvent;
 
@@ -16,21 +17,27 @@ const EVENT_BYTES: usize = 2 << 10;
 pub enum SpoolRecord {
     /// The first record of every segment.
     Header(SegmentHeader),
-    /// A request is about to reach a provider: its event as known so far, without a sequence. Read, and no longer written.
+    /// A request is about to reach a provider: its event as known so far, without a sequence. Again, in place of the one before, when
+    /// it goes to another endpoint.
+    ///
+    /// Its `tokens` are what is billed, as an estimate, if nothing more is ever known: the prompt, because a provider bills it from the
+    /// first byte on, and of the answer what the provider is expected to bill although nobody hears it. Where it stops when its caller
+    /// is gone, that is nothing; where it works on (`bills_after_cancel`), the length its answers usually have on this node, within
+    /// the request's cap. A caller's whole hold is not billed: it is many times what answers use.
     Intent(Box<UsageEvent>),
     /// A request has ended.
     Outcome(OutcomeRecord),
-    /// A request is about to reach a provider, and how much its answer may be: what is written in place of [`SpoolRecord::Intent`].
-    IntentV2(Box<IntentRecord>),
+    /// The answer to a request streams.
+    Progress(ProgressRecord),
 }
 
-/// What is known of a request before it reaches a provider.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct IntentRecord {
-    /// Its event as known so far, without a sequence.
-    pub event: UsageEvent,
-    /// The most completion tokens that can be billed for it, where the caller or the endpoint set a cap.
-    pub completion_tokens_max: Option<u64>,
+/// How far an answer has got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressRecord {
+    /// Of the intent of the same id.
+    pub request_id: RequestId,
+    /// What the answer so far would be billed for, if it broke off here. The last record counts.
+    pub tokens: TokenCounts,
 }
 
 /// [`SpoolRecord`] by reference, so that a record on the request path is encoded without a copy of it. Same bytes.
@@ -42,17 +49,17 @@ pub enum SpoolRecordRef<'a> {
     Intent(&'a UsageEvent),
     /// [`SpoolRecord::Outcome`].
     Outcome(&'a OutcomeRecord),
-    /// [`SpoolRecord::IntentV2`].
-    IntentV2(IntentRecordRef<'a>),
+    /// [`SpoolRecord::Progress`].
+    Progress(ProgressRecordRef<'a>),
 }
 
-/// [`IntentRecord`] by reference.
+/// [`ProgressRecord`] by reference.
 #[derive(Debug, Clone, Copy, Serialize)]
-pub struct IntentRecordRef<'a> {
-    /// Its event as known so far.
-    pub event: &'a UsageEvent,
-    /// The most completion tokens that can be billed for it.
-    pub completion_tokens_max: Option<u64>,
+pub struct ProgressRecordRef<'a> {
+    /// Of the intent of the same id.
+    pub request_id: &'a RequestId,
+    /// The counts so far.
+    pub tokens: TokenCounts,
 }
 
 /// The start of a [`SpoolRecord`], for whoever only ships outcomes: of an intent no more than its ids is made.
@@ -66,8 +73,8 @@ pub enum SpoolStart {
     Intent(IntentStart),
     /// [`SpoolRecord::Outcome`].
     Outcome(OutcomeRecord),
-    /// [`SpoolRecord::IntentV2`], which begins with its event.
-    IntentV2(IntentStart),
+    /// [`SpoolRecord::Progress`].
+    Progress(ProgressRecord),
 }
 
 /// The first fields of an intent's [`UsageEvent`].
@@ -139,6 +146,10 @@ mod tests {
             sequences: vec![0, 300],
         };
         let outcome = OutcomeRecord::of(&event);
+        let progress = ProgressRecord {
+            request_id: event.request_id.clone(),
+            tokens: event.tokens,
+        };
         for (by_ref, by_value) in [
             (
                 SpoolRecordRef::Header(&header),
@@ -149,14 +160,11 @@ mod tests {
                 SpoolRecord::Intent(Box::new(event.clone())),
             ),
             (
-                SpoolRecordRef::IntentV2(IntentRecordRef {
-                    event: &event,
-                    completion_tokens_max: Some(7),
+                SpoolRecordRef::Progress(ProgressRecordRef {
+                    request_id: &progress.request_id,
+                    tokens: progress.tokens,
                 }),
-                SpoolRecord::IntentV2(Box::new(IntentRecord {
-                    event: event.clone(),
-                    completion_tokens_max: Some(7),
-                })),
+                SpoolRecord::Progress(progress.clone()),
             ),
             (
                 SpoolRecordRef::Outcome(&outcome),
@@ -177,7 +185,7 @@ mod tests {
                 SpoolRecord::Header(header) => SpoolStart::Header(header),
                 SpoolRecord::Intent(event) => SpoolStart::Intent(intent(*event)),
                 SpoolRecord::Outcome(outcome) => SpoolStart::Outcome(outcome),
-                SpoolRecord::IntentV2(record) => SpoolStart::IntentV2(intent(record.event)),
+                SpoolRecord::Progress(progress) => SpoolStart::Progress(progress),
             };
             assert_eq!(codec::decode_start(Kind::Spool, &bytes), Ok(start));
             let cut = &bytes[..bytes.len() - 1];

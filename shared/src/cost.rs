@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::money::{MoneyFault, NanoUsd, Price};
+use crate::money::{MoneyFault, NANO_PER_USD, NanoUsd, Price, UNITS_PER_PRICE};
 use crate::tokens::TokenCounts;
 
 /// What an endpoint charges. A kind without a price of its own costs what its parent kind costs, never zero.
@@ -27,20 +27,73 @@ pub struct Prices {
     pub request: Option<NanoUsd>,
 }
 
+/// Most prompt tokens, and most completion tokens, that one request is billed for: ten times the longest context that is sold.
+pub const TOKENS_MAX: u64 = 100_000_000;
+/// Highest price of a token: one cent, ten times and more what the dearest ones cost. More is a slip of the unit.
+pub const PRICE_MAX: Price = Price(10_000 * NANO_PER_USD);
+/// Highest price per request: a thousand dollars.
+pub const REQUEST_PRICE_MAX: NanoUsd = NanoUsd(1_000 * NANO_PER_USD);
+/// Most that a request can cost at admissible prices:
+/// 2 × [`TOKENS_MAX`] × [`PRICE_MAX`] / 1,000,000 + [`REQUEST_PRICE_MAX`], and a nano-dollar for the rounding of each of five lines.
+///
+/// That is two million dollars, of which a sum of `i64` nano-dollars holds 4,609. Counted in tokens, it holds 922 billion at the
+/// highest price: more than ten million a second for a whole day, in one sum.
+pub const CHARGE_MAX: NanoUsd =
+    NanoUsd(2 * (TOKENS_MAX / UNITS_PER_PRICE as u64) as i64 * PRICE_MAX.0 + REQUEST_PRICE_MAX.0 + 5);
+
+/// Why a price is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PriceFault {
+    /// Below zero.
+    #[error("must not be negative")]
+    Negative,
+    /// Above [`PRICE_MAX`].
+    #[error("must not be above {PRICE_MAX} dollars per million tokens")]
+    TooHigh,
+    /// Above [`REQUEST_PRICE_MAX`].
+    #[error("must not be above {REQUEST_PRICE_MAX} dollars per request")]
+    RequestTooHigh,
+}
+
+impl Price {
+    /// Whether tokens may be sold at this price.
+    pub fn check(self) -> Result<(), PriceFault> {
+        match self {
+            price if price < Self::ZERO => Err(PriceFault::Negative),
+            price if price > PRICE_MAX => Err(PriceFault::TooHigh),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Prices {
-    /// The first field that holds a negative price, if any.
-    pub fn negative_field(&self) -> Option<&'static str> {
-        let below = |price: Option<i64>| price.is_some_and(|p| p < 0);
+    /// The first field whose price is not admissible, if any: below zero, or so high that sums of charges could leave their range
+    /// ([`CHARGE_MAX`]).
+    pub fn inadmissible(&self) -> Option<(&'static str, PriceFault)> {
+        let request = match self.request.unwrap_or_default() {
+            price if price < NanoUsd::ZERO => Err(PriceFault::Negative),
+            price if price > REQUEST_PRICE_MAX => Err(PriceFault::RequestTooHigh),
+            _ => Ok(()),
+        };
         [
-            ("input", below(Some(self.input.0))),
-            ("output", below(Some(self.output.0))),
-            ("input_cache_read", below(self.input_cache_read.map(|p| p.0))),
-            ("input_cache_write", below(self.input_cache_write.map(|p| p.0))),
-            ("output_reasoning", below(self.output_reasoning.map(|p| p.0))),
-            ("request", below(self.request.map(|p| p.0))),
+            ("input", self.input.check()),
+            ("output", self.output.check()),
+            (
+                "input_cache_read",
+                self.input_cache_read.map_or(Ok(()), Price::check),
+            ),
+            (
+                "input_cache_write",
+                self.input_cache_write.map_or(Ok(()), Price::check),
+            ),
+            (
+                "output_reasoning",
+                self.output_reasoning.map_or(Ok(()), Price::check),
+            ),
+            ("request", request),
         ]
         .into_iter()
-        .find_map(|(name, bad)| bad.then_some(name))
+        .find_map(|(name, checked)| checked.err().map(|fault| (name, fault)))
     }
 }
 
@@ -101,7 +154,103 @@ pub fn charge(counts: &TokenCounts, prices: &Prices) -> Result<Charge, MoneyFaul
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn all(price: i64, request: i64) -> Prices {
+        Prices {
+            input: Price(price),
+            output: Price(price),
+            input_cache_read: Some(Price(price)),
+            input_cache_write: Some(Price(price)),
+            output_reasoning: Some(Price(price)),
+            request: Some(NanoUsd(request)),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_admissible_price_and_counts_leave_the_range_of_money(
+            // The ends of the ranges more often than chance would have it.
+            prices in prop::collection::vec(prop_oneof![Just(PRICE_MAX.0), 0..=PRICE_MAX.0], 5),
+            request in prop_oneof![Just(REQUEST_PRICE_MAX.0), 0..=REQUEST_PRICE_MAX.0],
+            (prompt, completion) in (prop_oneof![Just(TOKENS_MAX), 0..=TOKENS_MAX], prop_oneof![Just(TOKENS_MAX), 0..=TOKENS_MAX]),
+            cuts in prop::array::uniform3(0.0..=1.0f64),
+        ) {
+            let prices = Prices {
+                input: Price(prices[0]),
+                output: Price(prices[1]),
+                input_cache_read: Some(Price(prices[2])),
+                input_cache_write: Some(Price(prices[3])),
+                output_reasoning: Some(Price(prices[4])),
+                request: Some(NanoUsd(request)),
+            };
+            prop_assert_eq!(prices.inadmissible(), None);
+            let part = |all: u64, cut: f64| ((all as f64 * cut) as u64).min(all);
+            let (read, reasoning) = (part(prompt, cuts[0]), part(completion, cuts[2]));
+            let written = part(prompt - read, cuts[1]);
+            let counts = TokenCounts {
+                input: prompt - read - written,
+                input_cache_read: read,
+                input_cache_write: written,
+                output: completion - reasoning,
+                output_reasoning: reasoning,
+            };
+            let charge = charge(&counts, &prices);
+            prop_assert!(charge.is_ok_and(|charge| (NanoUsd::ZERO..=CHARGE_MAX).contains(&charge.total)), "{:?}", charge);
+        }
+    }
+
+    #[test]
+    fn a_price_beyond_its_bounds_is_named() {
+        assert_eq!(all(0, 0).inadmissible(), None);
+        assert_eq!(all(PRICE_MAX.0, REQUEST_PRICE_MAX.0).inadmissible(), None);
+        let named = |set: fn(&mut Prices)| {
+            let mut prices = all(0, 0);
+            set(&mut prices);
+            prices.inadmissible()
+        };
+        for (found, field, fault) in [
+            (named(|p| p.input.0 = -1), "input", PriceFault::Negative),
+            (
+                named(|p| p.output.0 = PRICE_MAX.0 + 1),
+                "output",
+                PriceFault::TooHigh,
+            ),
+            (
+                named(|p| p.input_cache_read = Some(Price(i64::MAX))),
+                "input_cache_read",
+                PriceFault::TooHigh,
+            ),
+            (
+                named(|p| p.input_cache_write = Some(Price(i64::MAX))),
+                "input_cache_write",
+                PriceFault::TooHigh,
+            ),
+            (
+                named(|p| p.output_reasoning = Some(Price(-1))),
+                "output_reasoning",
+                PriceFault::Negative,
+            ),
+            (
+                named(|p| p.request = Some(NanoUsd(-1))),
+                "request",
+                PriceFault::Negative,
+            ),
+            (
+                named(|p| p.request = Some(NanoUsd(REQUEST_PRICE_MAX.0 + 1))),
+                "request",
+                PriceFault::RequestTooHigh,
+            ),
+        ] {
+            assert_eq!(found, Some((field, fault)));
+        }
+        assert_eq!(
+            PriceFault::TooHigh.to_string(),
+            "must not be above 10000 dollars per million tokens"
+        );
+    }
 
     #[test]
     fn a_kind_without_its_own_price_costs_what_its_parent_costs() {

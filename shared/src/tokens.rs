@@ -33,6 +33,16 @@ impl TokenCounts {
         self.output.saturating_add(self.output_reasoning)
     }
 
+    /// The same with a completion of at least this many tokens. Those that are missing count as visible ones.
+    #[must_use]
+    pub fn with_completion_of_at_least(self, completion: u64) -> Self {
+        let missing = completion.saturating_sub(self.completion());
+        Self {
+            output: self.output.saturating_add(missing),
+            ..self
+        }
+    }
+
     /// Adds another attempt's or event's counts. Saturates: 2^64 tokens are not reachable in one sum.
     pub fn add(&mut self, other: &Self) {
         self.input = self.input.saturating_add(other.input);

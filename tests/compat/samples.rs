@@ -4,7 +4,7 @@ use tollway_proto::command::{
     Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, NodeRecord, RecordSpend, Role,
     UsageCell, UsageSums,
 };
-use tollway_proto::spool::{IntentRecord, OutcomeRecord, SegmentHeader, SpoolRecord};
+use tollway_proto::spool::{OutcomeRecord, ProgressRecord, SegmentHeader, SpoolRecord};
 use tollway_proto::usage::UsageEvent;
 use tollway_shared::budget::{Budget, BudgetMode, BudgetScope, BudgetView};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
@@ -327,11 +327,11 @@ pub(crate) fn spool() -> Vec<(&'static str, SpoolRecord)> {
         ("intent", SpoolRecord::Intent(Box::new(event.clone()))),
         ("outcome", SpoolRecord::Outcome(OutcomeRecord::of(&event))),
         (
-            "intent_v2",
-            SpoolRecord::IntentV2(Box::new(IntentRecord {
-                event,
-                completion_tokens_max: Some(4_096),
-            })),
+            "progress",
+            SpoolRecord::Progress(ProgressRecord {
+                request_id: event.request_id,
+                tokens: event.tokens,
+            }),
         ),
     ]
 }

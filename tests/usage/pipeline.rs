@@ -89,7 +89,7 @@ async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
     let send = |range: std::ops::Range<u64>| {
         for n in range {
             let writer = pipeline.writer(usize::try_from(n).unwrap());
-            writer.intent(&event(n), None).unwrap();
+            writer.intent(&event(n)).unwrap();
             writer.outcome(event(n));
         }
     };

@@ -157,8 +157,8 @@ fn count(
     offset: i64,
     report: &mut Report,
 ) -> Result<(), String> {
-    if let Some(field) = event.prices.negative_field() {
-        return Err(format!("`prices.{field}` is negative"));
+    if let Some((field, fault)) = event.prices.inadmissible() {
+        return Err(format!("`prices.{field}` {fault}"));
     }
     let charge = event.due().map_err(|fault| format!("the charge {fault}"))?;
     let cell = UsageCell {

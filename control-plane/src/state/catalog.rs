@@ -158,11 +158,11 @@ pub(super) fn add_price(
         "endpoint",
         &version.endpoint,
     )?;
-    if let Some(field) = version.prices.negative_field() {
+    if let Some((field, fault)) = version.prices.inadmissible() {
         return Err(refuse(
             RefusalCode::Invalid,
             &format!("prices.{field}"),
-            "must not be negative",
+            fault.to_string(),
         ));
     }
     if state.prices.contains_key(&version.id) {

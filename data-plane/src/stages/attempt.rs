@@ -40,8 +40,6 @@ pub(super) struct Failed {
     fault: AttemptFault,
     message: Option<String>,
     retry_after: Option<u64>,
-    /// Whether the provider may have worked, and will bill for it.
-    worked: bool,
 }
 
 impl From<AttemptFault> for Failed {
@@ -50,7 +48,6 @@ impl From<AttemptFault> for Failed {
             fault,
             message: None,
             retry_after: None,
-            worked: fault.may_have_worked(),
         }
     }
 }
@@ -62,7 +59,6 @@ impl From<ProviderError> for Failed {
             fault: AttemptFault::Status(error.status.unwrap_or(502)),
             message: Some(error.message),
             retry_after: None,
-            worked: false,
         }
     }
 }
@@ -103,9 +99,7 @@ pub async fn first_byte(
             Ok(call) => {
                 cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
                 let answered = try_one(cx, candidate, call, ask).await;
-                answered.inspect_err(|failed| {
-                    cx.record.attempt_failed(failed.fault.as_str(), failed.worked);
-                })
+                answered.inspect_err(|failed| cx.record.attempt_failed(failed.fault.as_str()))
             }
             Err(fault) => {
                 cx.record.attempt_unsent(candidate, fault.as_str());
@@ -211,7 +205,11 @@ async fn try_one(
 ) -> Result<Opened, Failed> {
     let provider = &candidate.provider;
     let plane = cx.plane.clone();
-    let answer = plane.upstream.send(provider, origin, request).await?;
+    let record = &mut cx.record;
+    let sent = plane
+        .upstream
+        .send(provider, origin, request, || record.attempt_sent());
+    let answer = sent.await?;
     let status = answer.head.status.as_u16();
     cx.record.attempt_answered(status);
     if !answer.head.status.is_success() {
@@ -299,7 +297,6 @@ async fn refusal(dialect: tollway_shared::catalog::Dialect, status: u16, answer:
         fault: AttemptFault::Status(status),
         message: Some(dialects::error_message(dialect, &body.unwrap_or_default())),
         retry_after,
-        worked: false,
     }
 }
 

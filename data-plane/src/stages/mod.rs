@@ -6,6 +6,7 @@ pub mod authenticate;
 mod credential;
 pub mod opening;
 pub mod plan;
+mod progress;
 pub mod receive;
 pub mod relay;
 pub mod report;

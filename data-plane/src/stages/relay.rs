@@ -236,6 +236,7 @@ impl Relay {
 
     fn take(&mut self, frame: &Event) {
         let emit = self.events.take(frame, &mut self.cx.record.tally);
+        self.cx.record.progress(self.heard);
         self.emit(emit);
     }
 

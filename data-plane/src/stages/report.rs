@@ -11,7 +11,8 @@ use tollway_shared::fault::Fault;
 use tollway_shared::ids::{Revision, WriterId};
 use tollway_shared::tokens::TokenCounts;
 
-use super::settle;
+use super::progress::Pace;
+use super::settle::{self, Basis};
 use crate::ask::Ask;
 use crate::clock;
 use crate::dialects::estimate::Size;
@@ -40,10 +41,12 @@ struct Open {
     candidate: Candidate,
     size: Size,
     first_byte: Option<Instant>,
-    /// An attempt is running or was answered.
+    /// The running attempt's request has left, so that its provider may be at work.
     reached: bool,
-    /// The last endpoint that failed to answer although it may have worked. It is what is billed when no other one answers.
-    worked: Option<Candidate>,
+    /// What the running attempt's provider bills of an answer that nobody waits for.
+    expected: u64,
+    /// How far the answer is written down.
+    pace: Pace,
 }
 
 impl Record {
@@ -67,42 +70,45 @@ impl Record {
         ask: &Ask,
         revision: Revision,
     ) -> Result<(), Fault> {
-        let started_ms = self.elapsed_ms(Instant::now());
-        let open = match &mut self.open {
-            Some(open) => {
-                open.point_to(candidate);
-                open
-            }
-            None => {
-                let mut event = self.intent(candidate, caller, ask, revision);
-                event.attempts.append(&mut self.unsent);
-                let most = completion_tokens_max(candidate, ask);
-                self.plane.writer.intent(&event, most).map_err(|fault| {
-                    tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
-                    Fault::BillingUnavailable
-                })?;
-                self.plane
-                    .meters
-                    .overhead(self.arrival.started.elapsed().as_secs_f64());
-                self.open.insert(Open {
-                    event: Box::new(event),
-                    candidate: candidate.clone(),
-                    size: ask.size(),
-                    first_byte: None,
-                    reached: false,
-                    worked: None,
-                })
-            }
-        };
-        open.reached = true;
-        open.event.attempts.push(AttemptEntry {
+        let attempt = AttemptEntry {
             endpoint: candidate.endpoint.id.clone(),
             provider: candidate.provider.id.clone(),
-            started_ms,
+            started_ms: self.elapsed_ms(Instant::now()),
             first_byte_ms: None,
             status: None,
             fault: None,
-        });
+        };
+        let expected = self.expected(candidate, ask);
+        let Some(open) = &mut self.open else {
+            let mut event = self.intent(candidate, caller, ask, revision);
+            event.attempts.append(&mut self.unsent);
+            event.attempts.push(attempt);
+            event.tokens.output = expected;
+            self.plane.writer.intent(&event).map_err(|fault| {
+                tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
+                Fault::BillingUnavailable
+            })?;
+            self.plane
+                .meters
+                .overhead(self.arrival.started.elapsed().as_secs_f64());
+            self.open = Some(Open {
+                event: Box::new(event),
+                candidate: candidate.clone(),
+                size: ask.size(),
+                first_byte: None,
+                reached: false,
+                expected,
+                pace: Pace::new(self.arrival.started),
+            });
+            return Ok(());
+        };
+        open.point_to(candidate);
+        open.event.attempts.push(attempt);
+        (open.event.tokens.output, open.expected) = (expected, expected);
+        if let Err(fault) = self.plane.writer.redirected(&open.event) {
+            // Its first intent stands: were the node to die now, it would be billed as at the endpoint before.
+            tracing::warn!(%fault, request = %self.arrival.request_id, "another endpoint of a request could not be recorded");
+        }
         Ok(())
     }
 
@@ -131,18 +137,34 @@ impl Record {
         }
     }
 
-    /// The running attempt failed. `worked`: whether the provider may have used tokens all the same.
-    pub fn attempt_failed(&mut self, fault: &'static str, worked: bool) {
+    /// The running attempt's request leaves: from now on a caller who hangs up leaves a provider behind that bills.
+    pub fn attempt_sent(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.reached = true;
+        }
+    }
+
+    /// The running attempt failed.
+    pub fn attempt_failed(&mut self, fault: &'static str) {
         if let Some(open) = &mut self.open {
             open.reached = false;
-            if worked {
-                open.worked = Some(open.candidate.clone());
-            }
             if let Some(entry) = open.event.attempts.last_mut() {
                 entry.fault = Some(fault.to_owned());
             }
         }
         self.tally = Tally::default();
+    }
+
+    /// More of the answer came. Writes down, now and then, how far it has got.
+    ///
+    /// - `now`: when it came.
+    pub fn progress(&mut self, now: Instant) {
+        let Some(open) = &mut self.open else { return };
+        let tokens = settle::so_far(&self.tally, open.size);
+        let completion = tokens.completion();
+        if open.pace.is_due(now, completion) && self.plane.writer.progress(&open.event.request_id, tokens) {
+            open.pace.wrote(now, completion);
+        }
     }
 
     /// The answer's first byte goes to the caller.
@@ -156,7 +178,12 @@ impl Record {
     /// What would be billed if nothing more came.
     pub fn billed(&self) -> Option<Billed> {
         let open = self.open.as_ref()?;
-        let settled = settle::settled(&open.event.prices, &self.tally, open.size, open.reached);
+        let basis = Basis {
+            size: open.size,
+            used: open.reached,
+            expected: 0,
+        };
+        let settled = settle::settled(&open.event.prices, &self.tally, basis);
         Some(Billed {
             tokens: settled.tokens,
             estimated: settled.source == UsageSource::Estimated,
@@ -180,18 +207,40 @@ impl Record {
             return;
         };
         self.counted = true;
-        if let Some(worked) = open.worked.take_if(|_| !open.reached) {
-            open.point_to(&worked);
-            open.reached = true;
-        }
+        let used = match end {
+            EndState::Completed => true,
+            // As its provider bills it, which has the request.
+            EndState::Cancelled | EndState::Interrupted => open.reached,
+            // Nobody pays for an error alone, whatever providers did before they failed.
+            EndState::Failed => open.first_byte.is_some(),
+        };
+        let cut_off = end == EndState::Cancelled;
+        let basis = Basis {
+            size: open.size,
+            used,
+            expected: if cut_off { open.expected } else { 0 },
+        };
         let event = &mut *open.event;
         event.end = end;
         event.status = status;
         event.fault = fault.map(|_| code.to_owned());
         event.finished_at = UnixMillisText(clock::now());
         event.finish_reason = self.tally.finish_reason.take();
-        settle::charge(event, &self.tally, open.size, open.reached);
+        settle::charge(event, &self.tally, basis);
         let started = self.arrival.started;
+        let whole = end == EndState::Completed || event.usage_source == UsageSource::Provider;
+        if whole && open.candidate.provider.bills_after_cancel {
+            let asked_ms = event
+                .attempts
+                .last()
+                .map_or(0, |attempt| u64::from(attempt.started_ms));
+            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.plane.lengths.borrow_mut().note(
+                &event.endpoint,
+                event.tokens.completion(),
+                ms.saturating_sub(asked_ms),
+            );
+        }
         self.plane.meters.ended(&Ended {
             candidate: &open.candidate,
             status,
@@ -202,6 +251,20 @@ impl Record {
             cost: event.charge.total,
         });
         self.plane.writer.outcome(*open.event);
+    }
+
+    /// What an endpoint bills of an answer to this ask that nobody waits for ([`SpoolRecord::Intent`] says why).
+    ///
+    /// [`SpoolRecord::Intent`]: tollway_proto::spool::SpoolRecord::Intent
+    fn expected(&self, candidate: &Candidate, ask: &Ask) -> u64 {
+        if !candidate.provider.bills_after_cancel {
+            return 0;
+        }
+        let usual = self.plane.lengths.borrow().usual(&candidate.endpoint.id);
+        let sold = candidate.endpoint.max_output_tokens.map_or(u64::MAX, u64::from);
+        usual
+            .min(ask.size().completion_tokens_max)
+            .min(sold.saturating_mul(u64::from(ask.answers)))
     }
 
     fn attempt(&mut self) -> Option<&mut AttemptEntry> {
@@ -263,13 +326,6 @@ impl Record {
             .into_uuid()
             .to_string()
     }
-}
-
-/// The most completion tokens that a request can be billed for, where anybody set a cap.
-fn completion_tokens_max(candidate: &Candidate, ask: &Ask) -> Option<u64> {
-    let asked = ask.output_tokens_max.map(u64::from);
-    let each = asked.or(candidate.endpoint.max_output_tokens.map(u64::from))?;
-    Some(each.saturating_mul(u64::from(ask.answers)))
 }
 
 impl Open {

@@ -1,17 +1,15 @@
 //! Real token counts → the charge, at the prices pinned at admission. PURE.
 //!
 //! What a provider counts is billed as it is, unless nobody could have used so much: then, as when it counts nothing, an estimate is.
-//! Whatever it says, a request that reached a provider is never billed at nothing for it.
+//! Whatever it says, a request that a provider served is never billed at nothing for it. One that nobody served costs nothing, and no
+//! price per request either.
 
 use tollway_proto::usage::{UsageEvent, UsageSource};
-use tollway_shared::cost::{self, Charge, Prices};
+use tollway_shared::cost::{self, Charge, Prices, TOKENS_MAX};
 use tollway_shared::tokens::TokenCounts;
 
 use crate::dialects::estimate::Size;
 use crate::dialects::{Tally, estimate};
-
-/// More tokens of one kind than this are a provider's mistake: ten times the longest context that is sold.
-const PLAUSIBLE_TOKENS_MAX: u64 = 100_000_000;
 
 /// What a request is billed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +22,22 @@ pub struct Settled {
     pub charge: Charge,
 }
 
+/// What is known of a request besides its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Basis {
+    /// Its size.
+    pub size: Size,
+    /// Whether anything was used: an answer was begun, or a provider was left alone with the request.
+    pub used: bool,
+    /// The fewest completion tokens that are billed unless the provider has counted the whole answer: what it is expected to bill for
+    /// an answer that nobody waited for.
+    pub expected: u64,
+}
+
 /// Writes counts, their source and the charge into the event.
-///
-/// - `reached`: whether a provider may have worked on the request. A request that every provider turned away used nothing.
-pub fn charge(event: &mut UsageEvent, tally: &Tally, size: Size, reached: bool) {
-    let settled = settled(&event.prices, tally, size, reached);
-    if let Some(counts) = tally.usage.filter(|_| reached)
+pub fn charge(event: &mut UsageEvent, tally: &Tally, basis: Basis) {
+    let settled = settled(&event.prices, tally, basis);
+    if let Some(counts) = tally.usage.filter(|_| basis.used)
         && settled.source == UsageSource::Estimated
         && tally.usage_is_final
     {
@@ -42,17 +50,21 @@ pub fn charge(event: &mut UsageEvent, tally: &Tally, size: Size, reached: bool) 
 }
 
 /// What the answer so far is billed for.
-pub fn settled(prices: &Prices, tally: &Tally, size: Size, reached: bool) -> Settled {
-    let (mut tokens, mut source) = counts(tally, size, reached);
-    if source == UsageSource::None {
+pub fn settled(prices: &Prices, tally: &Tally, basis: Basis) -> Settled {
+    if !basis.used {
         return Settled {
-            tokens,
-            source,
+            tokens: TokenCounts::default(),
+            source: UsageSource::None,
             charge: Charge::default(),
         };
     }
+    let (mut tokens, mut source) = counts(tally, basis.size);
+    if source == UsageSource::Estimated {
+        tokens = tokens.with_completion_of_at_least(basis.expected);
+    }
     if source == UsageSource::Provider && cost::charge(&tokens, prices).is_err() {
-        (tokens, source) = (estimate::counts(size, tally.text_bytes), UsageSource::Estimated);
+        tokens = estimate::counts(basis.size, tally.text_bytes);
+        source = UsageSource::Estimated;
     }
     loop {
         match cost::charge(&tokens, prices) {
@@ -73,13 +85,17 @@ pub fn settled(prices: &Prices, tally: &Tally, size: Size, reached: bool) -> Set
     }
 }
 
+/// What has been used if the answer breaks off here.
+pub fn so_far(tally: &Tally, size: Size) -> TokenCounts {
+    counts(tally, size).0
+}
+
 /// What was used, and who says so.
 ///
 /// Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
-fn counts(tally: &Tally, size: Size, reached: bool) -> (TokenCounts, UsageSource) {
+fn counts(tally: &Tally, size: Size) -> (TokenCounts, UsageSource) {
     let estimated = estimate::counts(size, tally.text_bytes);
     match tally.usage.filter(plausible) {
-        _ if !reached => (TokenCounts::default(), UsageSource::None),
         Some(counts) if tally.usage_is_final => (counts, UsageSource::Provider),
         Some(so_far) => {
             let visible = estimated.output.saturating_sub(so_far.output_reasoning);
@@ -90,11 +106,12 @@ fn counts(tally: &Tally, size: Size, reached: bool) -> (TokenCounts, UsageSource
     }
 }
 
-/// Not even an empty answer to a prompt uses nothing: all zeros are a provider that does not count.
+/// Not even an empty answer to a prompt uses nothing: all zeros are a provider that does not count. More than anybody sells is its
+/// mistake.
 fn plausible(counts: &TokenCounts) -> bool {
     (counts.prompt() > 0 || counts.completion() > 0)
-        && counts.prompt() <= PLAUSIBLE_TOKENS_MAX
-        && counts.completion() <= PLAUSIBLE_TOKENS_MAX
+        && counts.prompt() <= TOKENS_MAX
+        && counts.completion() <= TOKENS_MAX
 }
 
 fn halved(counts: TokenCounts) -> TokenCounts {
@@ -113,9 +130,13 @@ mod tests {
     use crate::sample;
     use tollway_shared::money::Price;
 
-    const SIZE: Size = Size {
-        prompt_tokens: 10,
-        completion_tokens_max: 6,
+    const SERVED: Basis = Basis {
+        size: Size {
+            prompt_tokens: 10,
+            completion_tokens_max: 6,
+        },
+        used: true,
+        expected: 0,
     };
 
     fn tally(input: u64, output: u64, usage_is_final: bool) -> Tally {
@@ -138,18 +159,13 @@ mod tests {
             (7, 3, UsageSource::Provider, (7, 3)),
             (7, 0, UsageSource::Provider, (7, 0)),
             (0, 0, UsageSource::Estimated, (10, 6)),
-            (
-                7,
-                PLAUSIBLE_TOKENS_MAX,
-                UsageSource::Provider,
-                (7, PLAUSIBLE_TOKENS_MAX),
-            ),
-            (7, PLAUSIBLE_TOKENS_MAX + 1, UsageSource::Estimated, (10, 6)),
-            (PLAUSIBLE_TOKENS_MAX + 1, 3, UsageSource::Estimated, (10, 6)),
+            (7, TOKENS_MAX, UsageSource::Provider, (7, TOKENS_MAX)),
+            (7, TOKENS_MAX + 1, UsageSource::Estimated, (10, 6)),
+            (TOKENS_MAX + 1, 3, UsageSource::Estimated, (10, 6)),
             (u64::MAX, 3, UsageSource::Estimated, (10, 6)),
             (u64::MAX, u64::MAX, UsageSource::Estimated, (10, 6)),
         ] {
-            let settled = settled(&prices, &tally(input, output, true), SIZE, true);
+            let settled = settled(&prices, &tally(input, output, true), SERVED);
             assert_eq!(
                 (
                     settled.source,
@@ -167,11 +183,11 @@ mod tests {
     fn a_charge_beyond_all_money_is_an_estimate_that_fits() {
         let mut prices = sample::price("p", 2).prices;
         prices.output = Price(i64::MAX);
-        let settled = settled(&prices, &tally(7, 90_000_000, true), SIZE, true);
+        let settled = settled(&prices, &tally(7, 90_000_000, true), SERVED);
         assert_eq!(settled.source, UsageSource::Estimated);
         assert_eq!(settled.tokens.completion(), 6);
         (prices.input, prices.request) = (Price(i64::MAX), Some(tollway_shared::money::NanoUsd(i64::MAX)));
-        let settled = super::settled(&prices, &tally(7, 90_000_000, true), SIZE, true);
+        let settled = super::settled(&prices, &tally(7, 90_000_000, true), SERVED);
         assert_eq!((settled.tokens.prompt(), settled.charge.total.0), (0, i64::MAX));
     }
 
@@ -179,15 +195,41 @@ mod tests {
     fn counts_of_a_broken_answer_are_the_larger_ones() {
         let prices = sample::price("p", 2).prices;
         let used = |output| {
-            let settled = settled(&prices, &tally(7, output, false), SIZE, true);
+            let settled = settled(&prices, &tally(7, output, false), SERVED);
             assert_eq!(settled.source, UsageSource::Estimated);
             (settled.tokens.prompt(), settled.tokens.completion())
         };
         assert_eq!((used(3), used(9)), ((7, 6), (7, 9)));
-        let refused = settled(&prices, &tally(7, 3, true), SIZE, false);
+    }
+
+    #[test]
+    fn an_answer_that_nobody_waited_for_is_billed_as_long_as_expected_and_one_that_was_counted_as_counted() {
+        let prices = sample::price("p", 2).prices;
+        let basis = Basis {
+            expected: 5,
+            ..SERVED
+        };
+        for (output, usage_is_final, billed) in [(3, false, 6), (9, false, 9), (3, true, 3)] {
+            let settled = settled(&prices, &tally(7, output, usage_is_final), basis);
+            assert_eq!(settled.tokens.completion(), billed);
+        }
+        let unheard = settled(&prices, &Tally::default(), basis);
+        assert_eq!((unheard.tokens.prompt(), unheard.tokens.completion()), (10, 5));
+    }
+
+    #[test]
+    fn what_nobody_served_costs_nothing_not_even_a_price_per_request() {
+        let mut prices = sample::price("p", 2).prices;
+        prices.request = Some(tollway_shared::money::NanoUsd(7));
+        let basis = Basis {
+            used: false,
+            expected: 5,
+            ..SERVED
+        };
+        let settled = settled(&prices, &tally(7, 3, true), basis);
         assert_eq!(
-            (refused.source, refused.charge),
-            (UsageSource::None, Charge::default())
+            (settled.source, settled.tokens, settled.charge),
+            (UsageSource::None, TokenCounts::default(), Charge::default())
         );
     }
 }

@@ -149,11 +149,14 @@ impl Upstream {
 
     /// Sends a request and waits for the answer's head. Deadlines: the provider's for a connection, and for the first byte from the
     /// request's last one.
+    ///
+    /// - `leaves`: called when the request is about to go out: from then on the provider may have it.
     pub async fn send(
         &self,
         provider: &Provider,
         origin: Rc<Origin>,
         request: Request<Slices>,
+        mut leaves: impl FnMut(),
     ) -> Result<Answer, AttemptFault> {
         let connect = Duration::from_millis(u64::from(provider.connect_timeout_ms.max(1)));
         let first_byte = Duration::from_millis(u64::from(provider.first_byte_timeout_ms.max(1)));
@@ -168,6 +171,7 @@ impl Upstream {
             if !matches!(timeout(connect, connection.sender.ready()).await, Ok(Ok(()))) {
                 continue;
             }
+            leaves();
             progress.note();
             let sent = connection.sender.try_send_request(request);
             match progress
@@ -186,6 +190,7 @@ impl Upstream {
             Ok(opened) => opened?,
             Err(_) => return Err(AttemptFault::Connect),
         };
+        leaves();
         progress.note();
         let sent = connection.sender.try_send_request(request);
         match progress

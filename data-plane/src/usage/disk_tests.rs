@@ -126,7 +126,7 @@ impl Platter {
 }
 
 fn intent(bench: &Bench, request: &str) -> Result<(), SpoolFault> {
-    bench.writer.intent(&sample::event(request, "acme"), None)
+    bench.writer.intent(&sample::event(request, "acme"))
 }
 
 fn outcome(bench: &Bench, request: &str) {
@@ -317,7 +317,7 @@ fn nothing_is_appended_to_a_segment_in_which_a_write_failed() {
     let before = std::fs::read(&first).unwrap();
     bench.lane.fail_next_write();
     assert_eq!(
-        bench.writer.intent(&sample::event("two", "acme"), None),
+        bench.writer.intent(&sample::event("two", "acme")),
         Err(SpoolFault::Disk)
     );
     bench.writer.outcome(sample::event("one", "acme"));

@@ -81,7 +81,7 @@ fn an_outage_of_every_broker_delays_events_and_loses_none() {
     let send = |range: std::ops::Range<usize>| {
         for n in range {
             let event = sample::event(&format!("r{n}"), &format!("org-{}", n % 5));
-            usage.writer(n).intent(&event, None).unwrap();
+            usage.writer(n).intent(&event).unwrap();
             usage.writer(n).outcome(event);
         }
     };
@@ -108,13 +108,10 @@ fn what_was_not_acknowledged_comes_again_in_order_after_a_restart() {
     let usage = start(&settings(brokers.clone()), dir.path(), 1).unwrap();
     for n in 0..50 {
         let event = sample::event(&format!("r{n}"), "acme");
-        usage.writer(0).intent(&event, None).unwrap();
+        usage.writer(0).intent(&event).unwrap();
         usage.writer(0).outcome(event);
     }
-    usage
-        .writer(0)
-        .intent(&sample::event("running", "acme"), None)
-        .unwrap();
+    usage.writer(0).intent(&sample::event("running", "acme")).unwrap();
     consume(&brokers, 50);
     assert!(usage.stop(PATIENCE)); // the running request is left behind, as by a crash
     for folder in super::recover::leftovers(dir.path()).unwrap() {

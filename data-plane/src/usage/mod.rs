@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`spool`] | [`Writer`]: one per core, intents and outcomes, one write(2) each |
+//! | [`spool`] | [`Writer`]: one per core; intents, progress and outcomes, one write(2) each |
 //! | `space` | when paid traffic is shed, and the reserve that outcomes fall back on |
 //! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is kept in memory until it has succeeded |
 //! | `repair` | what is written again when one fails |
@@ -17,6 +17,8 @@
 #[cfg(test)]
 mod disk_tests;
 mod file;
+#[cfg(test)]
+mod interrupted_tests;
 mod kafka;
 #[cfg(test)]
 mod kafka_tests;
@@ -55,7 +57,7 @@ use self::sink::{Open, Sink};
 use self::space::Space;
 pub use self::space::SpoolState;
 use self::spool::Lane;
-pub use self::spool::{Kept, SpoolFault, Writer};
+pub use self::spool::{SpoolFault, Writer};
 use self::sync::{Fsync, Syncer};
 
 /// Counter of usage records by `stage`: `intent` and `outcome` (in the spool), `interrupted` (written by recovery), `delivered` (safe in

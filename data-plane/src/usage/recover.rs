@@ -10,10 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{IntentRecord, OutcomeRecord, SpoolRecord, SpoolRecordRef};
+use tollway_proto::spool::{OutcomeRecord, ProgressRecord, SpoolRecord, SpoolRecordRef};
 use tollway_proto::usage::{EndState, UsageEvent, UsageSource, partition_of};
 use tollway_shared::cost;
-use tollway_shared::ids::WriterId;
+use tollway_shared::ids::{RequestId, WriterId};
+use tollway_shared::tokens::TokenCounts;
 
 use super::repair;
 use super::segment::{self, Cursor, Position};
@@ -159,10 +160,21 @@ fn add_segment(
     Ok(end)
 }
 
+/// A request without an outcome.
+#[derive(Debug)]
+struct Begun {
+    /// Its place among the intents.
+    order: u64,
+    /// As its last intent has it.
+    event: Box<UsageEvent>,
+    /// How far its answer had got, if it had begun.
+    progress: Option<TokenCounts>,
+}
+
 /// What reading a spool leaves: open intents, and how far the sequences went. Memory: the requests that ran at once.
 #[derive(Debug, Default)]
 struct Left {
-    open: HashMap<String, (u64, IntentRecord)>,
+    open: HashMap<RequestId, Begun>,
     read: u64,
     sequences: Vec<u64>,
     damaged_bytes: u64,
@@ -177,21 +189,28 @@ impl Left {
                     self.reached(slot, sequence);
                 }
             }
-            SpoolRecord::Intent(event) => self.begun(IntentRecord {
-                event: *event,
-                completion_tokens_max: None,
-            }),
-            SpoolRecord::IntentV2(intent) => self.begun(*intent),
+            SpoolRecord::Intent(event) => self.begun(event),
+            SpoolRecord::Progress(progress) => self.moved(progress),
             SpoolRecord::Outcome(outcome) => {
-                self.open.remove(outcome.request_id.as_str());
+                self.open.remove(&outcome.request_id);
                 self.reached(usize::try_from(outcome.partition).unwrap_or(0), outcome.sequence);
             }
         }
     }
 
-    fn begun(&mut self, intent: IntentRecord) {
-        let request = intent.event.request_id.to_string();
-        self.open.insert(request, (self.read, intent));
+    fn begun(&mut self, event: Box<UsageEvent>) {
+        let begun = Begun {
+            order: self.read,
+            event,
+            progress: None,
+        };
+        self.open.insert(begun.event.request_id.clone(), begun);
+    }
+
+    fn moved(&mut self, progress: ProgressRecord) {
+        if let Some(begun) = self.open.get_mut(&progress.request_id) {
+            begun.progress = Some(progress.tokens);
+        }
     }
 
     fn reached(&mut self, slot: usize, sequence: u64) {
@@ -211,33 +230,35 @@ impl Left {
     /// The missing events, in the order of their intents.
     fn interrupted(mut self, writer: WriterId, partitions: i32) -> Vec<UsageEvent> {
         let mut open: Vec<_> = std::mem::take(&mut self.open).into_values().collect();
-        open.sort_unstable_by_key(|(order, _)| *order);
-        let events = open.into_iter().map(|(_, intent)| {
-            let partition = partition_of(intent.event.tenant.organization.as_str(), partitions);
+        open.sort_unstable_by_key(|begun| begun.order);
+        let events = open.into_iter().map(|begun| {
+            let partition = partition_of(begun.event.tenant.organization.as_str(), partitions);
             let slot = usize::try_from(partition).unwrap_or(0);
             self.reached(slot, 0);
             self.sequences[slot] += 1;
-            closed(intent, writer, partition, self.sequences[slot])
+            closed(begun, writer, partition, self.sequences[slot])
         });
         events.collect()
     }
 }
 
-/// The event of a request that nobody saw the end of: billed for what its intent estimated, and never for more of a completion
-/// than it could have.
-fn closed(intent: IntentRecord, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
-    let (mut intent, most) = (intent.event, intent.completion_tokens_max.unwrap_or(u64::MAX));
-    let tokens = &mut intent.tokens;
-    tokens.output_reasoning = tokens.output_reasoning.min(most);
-    tokens.output = tokens.output.min(most - tokens.output_reasoning);
-    // An estimate beyond the range of money keeps the charge its intent was held for.
-    let charge = cost::charge(&intent.tokens, &intent.prices).unwrap_or(intent.charge);
+/// The event of a request that nobody saw the end of: billed for what its answer had got to, and for no less of an answer than its
+/// intent expected to be billed in any case.
+fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
+    let intent = *begun.event;
+    let expected = intent.tokens.completion();
+    let tokens = begun.progress.map_or(intent.tokens, |so_far| {
+        so_far.with_completion_of_at_least(expected)
+    });
+    // An estimate beyond the range of money keeps the charge of its intent.
+    let charge = cost::charge(&tokens, &intent.prices).unwrap_or(intent.charge);
     UsageEvent {
         writer,
         partition,
         sequence,
         end: EndState::Interrupted,
         fault: Some(FAULT.into()),
+        tokens,
         usage_source: UsageSource::Estimated,
         charge,
         ..intent

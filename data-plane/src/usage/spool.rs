@@ -2,7 +2,8 @@
 //!
 //! What it promises: a record that was taken survives `kill -9` of the process at once, and loss of power once the group fsync
 //! (`sync`) has run. Sequences are handed out here, dense per partition, and only for records that are in the file.
-//! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back.
+//! What it refuses: intents while the spool or the disk is full. Outcomes are never refused; for them space is kept back. How far an
+//! answer has got is written when that costs nobody anything, and left out otherwise.
 //!
 //! A segment in which a write failed is closed for good. So is one whose fsync failed; what was not durable of it is written again from
 //! memory (`repair`), by the fsync thread and without the lock, and the segment is cut only when the disk has the copy. Outcomes
@@ -13,12 +14,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{IntentRecordRef, OutcomeRecord, SegmentHeader, SpoolRecordRef};
+use tollway_proto::spool::{OutcomeRecord, ProgressRecordRef, SegmentHeader, SpoolRecordRef};
 use tollway_proto::usage::{UsageEvent, partition_of};
-use tollway_shared::ids::WriterId;
+use tollway_shared::ids::{RequestId, WriterId};
+use tollway_shared::tokens::TokenCounts;
 
 use super::repair::{Place, Repair};
 use super::segment::{self, Position};
@@ -95,33 +97,7 @@ impl Extent {
 
 /// One core's end of the spool. Cheap to clone; meant to be used by one thread, where its lock is never contended.
 #[derive(Debug, Clone)]
-pub struct Writer(Target);
-
-#[derive(Debug, Clone)]
-enum Target {
-    Disk(Arc<Lane>),
-    Memory(Kept),
-}
-
-/// What a [`Writer`] of memory was given, in order.
-#[derive(Debug, Clone, Default)]
-pub struct Kept(Arc<Mutex<(Vec<UsageEvent>, Vec<UsageEvent>)>>);
-
-impl Kept {
-    /// Intents so far.
-    pub fn intents(&self) -> Vec<UsageEvent> {
-        self.lock().0.clone()
-    }
-
-    /// Outcomes so far.
-    pub fn outcomes(&self) -> Vec<UsageEvent> {
-        self.lock().1.clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (Vec<UsageEvent>, Vec<UsageEvent>)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+pub struct Writer(Arc<Lane>);
 
 /// What stands behind a [`Writer`].
 #[derive(Debug)]
@@ -205,56 +181,75 @@ impl Lane {
 
 impl Writer {
     pub(super) fn new(lane: Arc<Lane>) -> Self {
-        Self(Target::Disk(lane))
-    }
-
-    /// A writer that keeps events in memory: for tests of the request path.
-    pub fn memory() -> (Self, Kept) {
-        let kept = Kept::default();
-        (Self(Target::Memory(kept.clone())), kept)
+        Self(lane)
     }
 
     /// Notes that a request is about to reach a provider. Must return before the first upstream byte is sent.
     ///
-    /// - `completion_tokens_max`: the most completion tokens that can be billed for it, if there is a cap.
-    /// - `event`: as known so far; its `tokens` hold the estimate that is billed if the process dies (prompt tokens at least).
+    /// - `event`: as known so far; its `tokens` are what is billed if the process dies ([`SpoolRecord::Intent`]).
     ///   `writer`, `partition` and `sequence` are not read.
     /// - After `Ok` the request owes exactly one [`Writer::outcome`].
-    pub fn intent(&self, event: &UsageEvent, completion_tokens_max: Option<u64>) -> Result<(), SpoolFault> {
-        let lane = match &self.0 {
-            Target::Disk(lane) => lane,
-            Target::Memory(kept) => {
-                kept.lock().0.push(event.clone());
-                return Ok(());
-            }
-        };
+    ///
+    /// [`SpoolRecord::Intent`]: tollway_proto::spool::SpoolRecord::Intent
+    pub fn intent(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+        self.note(event)?;
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        self.0.intents.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes that a request whose intent was taken goes to another endpoint, as [`Writer::intent`] does. After an error the intent
+    /// before it stands, and the request still owes its one outcome.
+    pub fn redirected(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+        self.note(event)
+    }
+
+    fn note(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+        let lane = &*self.0;
         if lane.space.sheds() {
             return Err(SpoolFault::Full);
         }
         if lane.suspect.load(Ordering::Relaxed) {
             return Err(SpoolFault::Disk);
         }
-        let record = IntentRecordRef {
-            event,
-            completion_tokens_max,
-        };
-        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::IntentV2(record));
+        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Intent(event));
         let mut inner = lane.lock();
         if inner.unsynced.is_full() {
             return Err(SpoolFault::Disk);
         }
-        match lane.append(&mut inner, bytes, None) {
-            Ok(()) => {
-                lane.open.fetch_add(1, Ordering::Relaxed);
-                lane.intents.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(fault) => {
-                lane.space.disk_refused();
-                tracing::error!(error = %fault, "the usage spool refused an intent; shedding paid traffic");
-                Err(SpoolFault::Disk)
-            }
+        lane.append(&mut inner, bytes, None).map_err(|fault| {
+            lane.space.disk_refused();
+            tracing::error!(error = %fault, "the usage spool refused an intent; shedding paid traffic");
+            SpoolFault::Disk
+        })
+    }
+
+    /// Notes how far the answer to a request whose intent was taken has got. One small write(2); waits for nothing.
+    ///
+    /// - Returns whether it was taken. It is left out while another thread has the lane, and while the disk or the spool is short of
+    ///   anything that intents and outcomes need.
+    pub fn progress(&self, request_id: &RequestId, tokens: TokenCounts) -> bool {
+        let lane = &*self.0;
+        if lane.space.sheds() || lane.suspect.load(Ordering::Relaxed) {
+            return false;
         }
+        let mut inner = match lane.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(), // as in `Lane::lock`
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        if inner.unsynced.is_full() || !inner.waiting.is_empty() {
+            return false;
+        }
+        let record = ProgressRecordRef { request_id, tokens };
+        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Progress(record));
+        let appended = lane.append(&mut inner, bytes, None);
+        appended
+            .inspect_err(|fault| {
+                lane.space.disk_refused();
+                tracing::error!(error = %fault, "the usage spool refused a record of progress; shedding paid traffic");
+            })
+            .is_ok()
     }
 
     /// Writes the final event of a request whose intent was taken; the shipper does the rest.
@@ -262,10 +257,7 @@ impl Writer {
     /// Sets `writer`, `partition` and `sequence`. Never refuses: on a full disk the reserve is freed, and failing that the event
     /// waits in memory.
     pub fn outcome(&self, mut event: UsageEvent) {
-        let lane = match &self.0 {
-            Target::Disk(lane) => lane,
-            Target::Memory(kept) => return kept.lock().1.push(event),
-        };
+        let lane = &*self.0;
         event.writer = lane.extent.writer;
         let mut inner = lane.lock();
         let _ = lane.settle_waiting(&mut inner); // what it leaves is seen next

@@ -281,8 +281,11 @@ impl Stream {
             offset: found.start,
         };
         match found.record {
-            SpoolStart::Header(_) => Ok(Some(false)),
-            SpoolStart::Intent(intent) | SpoolStart::IntentV2(intent) => Ok(self.began(intent.request_id)),
+            SpoolStart::Header(_) | SpoolStart::Progress(_) => Ok(Some(false)),
+            SpoolStart::Intent(intent) => {
+                self.open.entry(intent.request_id).or_insert(self.segment); // its outcome is still to come
+                Ok(Some(false))
+            }
             SpoolStart::Outcome(outcome) => {
                 let slot = usize::try_from(outcome.partition).unwrap_or(0);
                 if outcome.sequence <= self.partition(slot).delivered {
@@ -293,12 +296,6 @@ impl Stream {
                 Ok(Some(true))
             }
         }
-    }
-
-    /// A request whose outcome is still to come; there is nothing to ship.
-    fn began(&mut self, request: RequestId) -> Option<bool> {
-        self.open.entry(request).or_insert(self.segment);
-        Some(false)
     }
 
     fn partition(&mut self, slot: usize) -> &mut Partition {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use tollway_proto::spool::{OutcomeRecord, SpoolRecord};
-use tollway_proto::usage::{EndState, UsageEvent, UsageSource};
+use tollway_proto::usage::UsageEvent;
 use tollway_shared::ids::WriterId;
 
 use super::segment::{self, Cursor, Position};
@@ -105,7 +105,7 @@ pub(super) fn outcomes(folder: &Path) -> Vec<OutcomeRecord> {
 
 fn intents(folder: &Path) -> Vec<UsageEvent> {
     let intent = |record| match record {
-        SpoolRecord::IntentV2(intent) => Some(intent.event),
+        SpoolRecord::Intent(intent) => Some(*intent),
         _ => None,
     };
     records(folder).into_iter().filter_map(intent).collect()
@@ -133,7 +133,7 @@ pub(super) fn assert_complete(folder: &Path, context: &str) {
 }
 
 /// A copy of a spool folder whose only segment is `bytes`.
-fn folder_with(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+pub(super) fn folder_with(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
     let dir = scratch();
     let folder = dir.path().join(WRITER.to_string());
     std::fs::create_dir(&folder).unwrap();
@@ -147,14 +147,11 @@ fn a_crash_at_any_byte_leaves_each_request_with_exactly_one_event() {
     for (request, organization) in [("one", "acme"), ("two", "globex")] {
         bench
             .writer
-            .intent(&sample::event(request, organization), None)
+            .intent(&sample::event(request, organization))
             .unwrap();
     }
     bench.writer.outcome(sample::event("two", "globex"));
-    bench
-        .writer
-        .intent(&sample::event("three", "globex"), None)
-        .unwrap();
+    bench.writer.intent(&sample::event("three", "globex")).unwrap();
     let whole = std::fs::read(segment::path(bench.folder(), 1)).unwrap();
     for length in 0..=whole.len() {
         let (_dir, folder) = folder_with(&whole[..length]);
@@ -172,10 +169,7 @@ fn a_crash_at_any_byte_leaves_each_request_with_exactly_one_event() {
 fn a_crash_at_any_byte_of_the_recovery_changes_nothing() {
     let bench = Bench::new(1 << 20, 1 << 20);
     for request in ["one", "two"] {
-        bench
-            .writer
-            .intent(&sample::event(request, "acme"), None)
-            .unwrap();
+        bench.writer.intent(&sample::event(request, "acme")).unwrap();
     }
     let first = std::fs::read(segment::path(bench.folder(), 1)).unwrap();
     recovered(bench.folder()).unwrap().unwrap();
@@ -186,47 +180,6 @@ fn a_crash_at_any_byte_of_the_recovery_changes_nothing() {
         std::fs::write(segment::path(&folder, 2), &second[..length]).unwrap();
         recovered(&folder).unwrap().unwrap();
         assert!(outcomes(&folder) == expected, "cut at {length}");
-    }
-}
-
-#[test]
-fn an_interrupted_request_is_billed_for_what_its_intent_estimated() {
-    let bench = Bench::new(1 << 20, 1 << 20);
-    let mut intent = sample::event("one", "acme");
-    (intent.tokens.output, intent.tokens.output_reasoning) = (0, 0);
-    bench.writer.intent(&intent, None).unwrap();
-    let recovered = recovered(bench.folder()).unwrap().unwrap();
-    assert_eq!(recovered.interrupted, 1);
-    let event: UsageEvent = serde_json::from_slice(&outcomes(bench.folder())[0].event).unwrap();
-    assert_eq!(event.end, EndState::Interrupted);
-    assert_eq!(event.usage_source, UsageSource::Estimated);
-    assert_eq!(event.id, intent.id);
-    assert_eq!(event.charge.total.to_string(), "0.0016"); // the prompt alone, cache reads included
-}
-
-#[test]
-fn an_interrupted_request_is_never_billed_for_more_than_its_answer_could_be() {
-    for (cap, output, reasoning) in [
-        (None, 50, 7),
-        (Some(20), 13, 7),
-        (Some(3), 0, 3),
-        (Some(100), 50, 7),
-    ] {
-        let bench = Bench::new(1 << 20, 1 << 20);
-        let mut intent = sample::event("one", "acme");
-        (intent.tokens.output, intent.tokens.output_reasoning) = (50, 7);
-        bench.writer.intent(&intent, cap).unwrap();
-        recovered(bench.folder()).unwrap().unwrap();
-        let event: UsageEvent = serde_json::from_slice(&outcomes(bench.folder())[0].event).unwrap();
-        assert_eq!(
-            (event.tokens.output, event.tokens.output_reasoning),
-            (output, reasoning),
-            "{cap:?}"
-        );
-        assert_eq!(
-            event.charge,
-            tollway_shared::cost::charge(&event.tokens, &event.prices).unwrap()
-        );
     }
 }
 
@@ -253,7 +206,7 @@ fn a_full_spool_sheds_intents_and_still_takes_the_outcomes_of_running_requests()
     let refused = loop {
         match bench
             .writer
-            .intent(&sample::event(&format!("r{running}"), "acme"), None)
+            .intent(&sample::event(&format!("r{running}"), "acme"))
         {
             Ok(()) => running += 1,
             Err(fault) => break fault,
@@ -288,7 +241,7 @@ fn a_full_spool_sheds_intents_and_still_takes_the_outcomes_of_running_requests()
         SpoolState::Open,
         "room again once all is delivered"
     );
-    bench.writer.intent(&sample::event("next", "acme"), None).unwrap();
+    bench.writer.intent(&sample::event("next", "acme")).unwrap();
 }
 
 #[test]
@@ -309,7 +262,7 @@ fn a_segment_stays_while_one_of_its_intents_runs() {
     let mut bench = Bench::new(1 << 20, 8 << 10);
     let script = Script::default();
     let mut shipper = bench.shipper(&script);
-    bench.writer.intent(&sample::event("long", "acme"), None).unwrap();
+    bench.writer.intent(&sample::event("long", "acme")).unwrap();
     for n in 0..20 {
         bench.writer.outcome(sample::event(&format!("r{n}"), "acme"));
     }
@@ -335,7 +288,7 @@ fn a_recovered_spool_goes_once_it_is_delivered_and_is_not_sent_again_from_its_no
     let script = Script::default();
     let mut first = bench.shipper(&script);
     bench.writer.outcome(sample::event("one", "acme"));
-    bench.writer.intent(&sample::event("two", "acme"), None).unwrap();
+    bench.writer.intent(&sample::event("two", "acme")).unwrap();
     bench.syncer.round(0);
     while !first.idle() {
         first.round();
@@ -444,7 +397,7 @@ proptest! {
         let mut shipper = bench.shipper(&script);
         for (n, (organization, tidy)) in organizations.iter().enumerate() {
             let event = sample::event(&format!("r{n}"), &format!("org-{organization}"));
-            bench.writer.intent(&event, None).unwrap();
+            bench.writer.intent(&event).unwrap();
             bench.writer.outcome(event);
             bench.syncer.round(0);
             shipper.round();

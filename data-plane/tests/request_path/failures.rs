@@ -4,10 +4,12 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use serde_json::{Value, json};
+use tollway_data::config::Config;
 use tollway_proto::usage::{EndState, UsageSource};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::Dialect;
 use tollway_shared::cost;
+use tollway_shared::tokens::TokenCounts;
 
 use crate::node::{Node, SOON, agrees, chunks, header};
 
@@ -182,35 +184,45 @@ async fn a_hang_up_cancels_the_provider_and_is_accounted() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_sent_and_never_answered_is_billed_as_an_estimate() {
+async fn a_request_that_nobody_served_costs_nothing_whatever_its_providers_may_have_done() {
     let (a, b) = (Scripted::start("a"), Scripted::start("b"));
-    let both = [(&a, "a", Dialect::OpenAi), (&b, "b", Dialect::OpenAi)];
-    let ordered = json!({"provider": {"order": ["a", "b"]}});
-    for (endpoints, prompt, source) in [
-        // The second one turned it away, so the first one, which may have worked, is what is billed.
+    let both = [(&a, "fee-a", Dialect::OpenAi), (&b, "fee-b", Dialect::OpenAi)];
+    let ordered = json!({"provider": {"order": ["fee-a", "fee-b"]}});
+    for (endpoints, prompt, extra) in [
         (
             &both[..],
             "[[tw:only=a]] [[tw:stall_ms=60000]] [[tw:only=b]] [[tw:status=503]]",
-            UsageSource::Estimated,
+            json!({}),
         ),
-        (&both[..1], "[[tw:garbage]]", UsageSource::Estimated),
-        (&both[..], "[[tw:status=503]]", UsageSource::None),
+        (&both[..1], "[[tw:garbage]]", json!({})),
+        (&both[..1], "[[tw:cut_after=0]]", json!({"stream": true})),
+        (&both[..1], "[[tw:status=422]]", json!({})),
+        (&both[..], "[[tw:status=503]]", json!({})),
     ] {
         let node = Node::start(endpoints).await;
-        let response = node.ask(prompt, ordered.clone()).await;
-        assert!(response.status().is_server_error(), "{prompt}");
+        let mut asked = ordered.clone();
+        asked
+            .as_object_mut()
+            .unwrap()
+            .extend(extra.as_object().unwrap().clone());
+        let response = node.ask(prompt, asked).await;
+        assert!(!response.status().is_success(), "{prompt}");
+        assert_eq!(header(&response, "x-tollway-cost-usd"), "0", "{prompt}");
         let event = node.events(1).await.remove(0);
         assert_eq!(
-            (event.end, event.usage_source),
-            (EndState::Failed, source),
+            (event.end, event.usage_source, event.tokens, event.charge),
+            (
+                EndState::Failed,
+                UsageSource::None,
+                TokenCounts::default(),
+                cost::Charge::default()
+            ),
             "{prompt}"
         );
-        if source == UsageSource::Estimated {
-            assert_eq!(event.provider.as_str(), "a", "{prompt}");
-            assert!(event.tokens.input > 0 && event.charge.total.0 > 0, "{prompt}");
-        } else {
-            assert_eq!(event.charge, cost::Charge::default(), "{prompt}");
-        }
+        assert!(
+            event.attempts.iter().all(|attempt| attempt.fault.is_some()),
+            "{prompt}"
+        );
     }
 }
 
@@ -245,16 +257,29 @@ async fn what_could_not_be_sent_is_no_usage() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_before_the_answer_is_accounted() {
-    let provider = Scripted::start("a");
-    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
-    let asked = node.ask("[[tw:stall_ms=1000]]", json!({}));
-    assert!(
-        tokio::time::timeout(Duration::from_millis(200), asked)
-            .await
-            .is_err()
-    );
-    let events = node.events(1).await;
-    assert_eq!((events[0].end, events[0].status), (EndState::Cancelled, 499));
-    assert_eq!(events[0].usage_source, UsageSource::Estimated);
+async fn a_caller_who_leaves_before_the_answer_pays_what_its_provider_bills() {
+    let (a, bills) = (Scripted::start("a"), Scripted::start("bills"));
+    for (scripted, name) in [(&a, "a"), (&bills, "bills")] {
+        let one_core = |config: &mut Config| config.server.threads = 1; // each learns for itself
+        let node = Node::start_with(&[(scripted, name, Dialect::OpenAi)], one_core).await;
+        // What is known of this provider's answers is this one.
+        let whole = node.ask("[[tw:completion_tokens=321]]", json!({})).await;
+        assert_eq!(whole.status(), 200);
+        node.events(1).await;
+        for (number, cap, billed) in [(2, 1_000, 321), (3, 20, 20)] {
+            let asked = node.ask("[[tw:stall_ms=1000]]", json!({"max_tokens": cap}));
+            assert!(
+                tokio::time::timeout(Duration::from_millis(200), asked)
+                    .await
+                    .is_err()
+            );
+            let events = node.events(number).await;
+            let event = events.iter().max_by_key(|event| event.sequence).unwrap();
+            assert_eq!((event.end, event.status), (EndState::Cancelled, 499));
+            assert_eq!(event.usage_source, UsageSource::Estimated);
+            let billed = if name == "a" { 0 } else { billed };
+            assert!(event.tokens.input > 0);
+            assert_eq!(event.tokens.completion(), billed, "{name} {cap}");
+        }
+    }
 }

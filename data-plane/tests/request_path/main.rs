@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod answers;
+mod crash;
 mod failures;
 mod guards;
 mod node;

@@ -1,5 +1,6 @@
 //! A whole data plane on loopback, and what a test asks of it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use tollway_shared::ids::{
     ProjectId, ProviderId, Region,
 };
 use tollway_shared::key_text::{KeyKind, mint};
-use tollway_shared::money::Price;
+use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::{self, Key};
 use tollway_shared::snapshot::{Resource, Snapshot};
@@ -67,7 +68,8 @@ pub(crate) fn model(id: &str) -> Resource {
     })
 }
 
-/// A provider with a credential and an endpoint of [`MODEL`] at it, one dollar per million in, two out.
+/// A provider with a credential and an endpoint of [`MODEL`] at it, one dollar per million in, two out, and a price per request where its
+/// name begins with `fee`.
 pub(crate) fn served_by(
     scripted: &Scripted,
     name: &str,
@@ -128,7 +130,7 @@ pub(crate) fn served_by(
                 input_cache_read: None,
                 input_cache_write: None,
                 output_reasoning: None,
-                request: None,
+                request: name.starts_with("fee").then_some(NanoUsd(7_000_000)),
             },
         }),
     ]
@@ -265,30 +267,6 @@ impl Node {
         self.live.set_snapshot(Arc::new(snapshot), clock::now());
     }
 
-    /// Changes what a provider's completion tokens cost.
-    pub(crate) fn set_output_price(&self, provider: &str, output: Price) {
-        let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
-        let id = PriceId::trusted(format!("price-{provider}"));
-        put(
-            &mut snapshot,
-            Resource::Price(PriceVersion {
-                id,
-                endpoint: EndpointId::trusted(format!("{provider}/{MODEL}")),
-                effective_from: UnixMillis(0),
-                prices: Prices {
-                    input: Price(1_000_000_000),
-                    output,
-                    input_cache_read: None,
-                    input_cache_write: None,
-                    output_reasoning: None,
-                    request: None,
-                },
-            }),
-        );
-        assert_eq!(snapshot.check(None), []);
-        self.live.set_snapshot(Arc::new(snapshot), clock::now());
-    }
-
     pub(crate) fn post(&self, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
         let url = format!("{}/v1/chat/completions", self.running.api_url);
         self.http
@@ -323,15 +301,20 @@ impl Node {
     }
 
     pub(crate) fn events_now(&self) -> Vec<UsageEvent> {
-        let files = (0..PARTITIONS).map(|n| self.dir.path().join("usage").join(log_file_name(n)));
-        let text: String = files
-            .filter_map(|path| std::fs::read_to_string(path).ok())
-            .collect();
-        text.lines()
-            .filter_map(|line| serde_json::from_str::<LogLine<'_>>(line).ok())
-            .map(|line| serde_json::from_str(line.event.get()).unwrap())
-            .collect()
+        events_in(&self.dir.path().join("usage"))
     }
+}
+
+/// The events of an embedded usage log.
+pub(crate) fn events_in(log: &Path) -> Vec<UsageEvent> {
+    let files = (0..PARTITIONS).map(|n| log.join(log_file_name(n)));
+    let text: String = files
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .collect();
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<LogLine<'_>>(line).ok())
+        .map(|line| serde_json::from_str(line.event.get()).unwrap())
+        .collect()
 }
 
 pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {

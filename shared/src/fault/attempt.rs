@@ -46,15 +46,6 @@ impl AttemptFault {
             | Self::Credential => true,
         }
     }
-
-    /// Whether the provider had the request and may have worked on it, and will then bill for it, although its answer never came or
-    /// cannot be used. One that could not be reached, or that turned the request away, has done nothing.
-    pub fn may_have_worked(self) -> bool {
-        match self {
-            Self::Timeout | Self::Broken | Self::Garbled => true,
-            Self::Connect | Self::Address | Self::Credential | Self::Status(_) => false,
-        }
-    }
 }
 
 /// How it is told to callers.

@@ -153,7 +153,7 @@ impl Snapshot {
         tenant::line(key.id.clone(), rotated_from)
     }
 
-    /// What does not fit: dangling references, negative prices, addresses that are not URLs. Empty = consistent.
+    /// What does not fit: dangling references, inadmissible prices, addresses that are not URLs. Empty = consistent.
     ///
     /// `only`: the resources to look at (a delta's), or `None` for all.
     pub fn check(&self, only: Option<&[ResourceKey]>) -> Vec<Inconsistency> {
@@ -199,8 +199,8 @@ impl Snapshot {
             }),
             Resource::Price(r) => r
                 .prices
-                .negative_field()
-                .map(|field| format!("price `{field}` is negative")),
+                .inadmissible()
+                .map(|(field, fault)| format!("price `{field}` {fault}")),
             Resource::Project(r) => missing(
                 self.organizations.contains_key(&r.organization),
                 "organization",

@@ -99,9 +99,7 @@ fn price_pair(text: &str) -> Result<PricePair, String> {
         .ok_or("wanted is IN,OUT, such as 0.10,0.20")?;
     for part in [input, output] {
         let price = Price::parse(part).map_err(|fault| format!("`{part}` {fault}"))?;
-        if price.0 < 0 {
-            return Err(format!("`{part}` is below zero"));
-        }
+        price.check().map_err(|fault| format!("`{part}` {fault}"))?;
     }
     Ok(PricePair {
         input: input.to_owned(),

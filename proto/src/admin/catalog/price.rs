@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::admin::text::{self, Text};
 
-/// What an endpoint charges, in US dollars per million tokens. A kind without a price of its own costs what its parent kind costs.
+/// What an endpoint charges, in dollars per million tokens, at most 10000. A kind without its own price costs what its parent kind costs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Prices {
@@ -26,7 +26,7 @@ pub struct Prices {
     /// Hidden reasoning tokens; default: `output`.
     #[serde(default)]
     pub output_reasoning: Option<text::UsdPerMillion>,
-    /// A fixed part per request, US dollars; default: none.
+    /// A fixed part per request, US dollars, at most 1000; default: none.
     #[serde(default)]
     pub request: Option<text::Usd>,
 }
