@@ -72,7 +72,7 @@ pub struct ApiKey {
     pub rotated_from: Option<ApiKeyId>,
 }
 
-/// Most times that a key and its successors may be rotated, one after the other: the bound of [`line`].
+/// Most times that a key and its successors may be rotated, one after the other: the bound of [`line()`].
 pub const ROTATIONS_MAX: usize = 1_000;
 
 /// A key and those that it came from by rotation, the newest first. A budget on any of them holds for it.
