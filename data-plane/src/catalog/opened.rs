@@ -1,4 +1,5 @@
-//! Provider credentials of the snapshot in use, opened, as headers: made once per version, wiped when the snapshot has them no more.
+//! Provider credentials of the snapshot in use, opened, as headers: made once per seal, wiped when the snapshot has them no more.
+//! A version is not enough to know one by: a credential that is removed and made again starts at the first.
 //!
 //! A header shares its bytes with those in requests on their way; the last of them wipes. What hyper copies into a connection's
 //! buffer is its own.
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tollway_shared::catalog::{AuthScheme, Credential};
 use tollway_shared::ids::{CredentialId, ProviderId};
+use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::Snapshot;
 use zeroize::Zeroizing;
 
@@ -18,16 +20,16 @@ pub(super) struct Opened(HashMap<(ProviderId, CredentialId), Header>);
 
 #[derive(Debug, Clone)]
 struct Header {
-    version: u32,
+    sealed: Sealed,
     auth: AuthScheme,
     value: HeaderValue,
 }
 
 impl Opened {
-    /// The header made of this version for this scheme before.
+    /// The header made of this secret for this scheme before.
     pub(super) fn get(&self, credential: &Credential, auth: AuthScheme) -> Option<HeaderValue> {
         let header = self.0.get(&key(credential))?;
-        (header.version == credential.version && header.auth == auth).then(|| header.value.clone())
+        (header.sealed == credential.sealed && header.auth == auth).then(|| header.value.clone())
     }
 
     /// These, with one more: unless `snapshot` does not have it, or not any more.
@@ -40,7 +42,7 @@ impl Opened {
     ) -> Self {
         let mut opened = self.clone();
         let header = Header {
-            version: credential.version,
+            sealed: credential.sealed.clone(),
             auth,
             value: value.clone(),
         };
@@ -53,7 +55,7 @@ impl Opened {
         self.0.retain(|(provider, id), header| {
             let credentials = snapshot.credentials.get(provider);
             let credential = credentials.and_then(|all| all.get(id.as_str()));
-            credential.is_some_and(|credential| credential.version == header.version)
+            credential.is_some_and(|credential| credential.sealed == header.sealed)
         });
         self
     }
@@ -88,7 +90,6 @@ fn shared(text: impl AsRef<[u8]> + Send + 'static) -> Option<HeaderValue> {
 mod tests {
     use std::sync::Arc;
 
-    use tollway_shared::seal::Sealed;
     use tollway_shared::snapshot::Resource;
     use tollway_shared::time::UnixMillis;
 
@@ -96,14 +97,15 @@ mod tests {
     use super::*;
     use crate::clock;
 
-    fn credential(provider: &str, version: u32) -> Credential {
+    /// - `seal`: which of its secrets it holds.
+    fn credential(provider: &str, version: u32, seal: u8) -> Credential {
         Credential {
             id: CredentialId::trusted("main"),
             provider: ProviderId::trusted(provider),
             version,
             regions: Vec::new(),
             sealed: Sealed {
-                nonce: [0; 12],
+                nonce: [seal; 12],
                 ciphertext: Vec::new(),
             },
             created_at: UnixMillis(0),
@@ -130,9 +132,9 @@ mod tests {
     }
 
     #[test]
-    fn an_opened_credential_goes_with_its_version_and_takes_its_bytes_along() {
+    fn an_opened_credential_goes_with_its_secret_and_takes_its_bytes_along() {
         let live = Live::new(NodeSecrets::default());
-        let (p, q) = (credential("p", 1), credential("q", 1));
+        let (p, q) = (credential("p", 1, 0), credential("q", 1, 0));
         let held = Arc::new(());
         let keep = |credential: &Credential| {
             let value = shared(Owner { _held: held.clone() }).unwrap();
@@ -146,14 +148,19 @@ mod tests {
         assert!(live.opened(&p, AuthScheme::XApiKey).is_none());
         assert_eq!(Arc::strong_count(&held), 3);
 
-        let newer = credential("p", 2);
+        let newer = credential("p", 2, 1);
         live.set_snapshot(snapshot(&[newer.clone(), q.clone()]), clock::now());
         assert!(!is_open(&p) && !is_open(&newer) && is_open(&q));
         assert_eq!(Arc::strong_count(&held), 2, "the old one's bytes are gone");
         keep(&p); // by a request that still runs on the snapshot before
         assert_eq!((live.opened_count(), Arc::strong_count(&held)), (1, 2));
 
-        live.set_snapshot(snapshot(&[newer]), clock::now());
+        keep(&newer);
+        let mended = credential("p", 2, 2); // removed and made again
+        live.set_snapshot(snapshot(&[mended.clone(), q]), clock::now());
+        assert!(!is_open(&mended) && !is_open(&newer));
+
+        live.set_snapshot(snapshot(&[mended]), clock::now());
         assert_eq!((live.opened_count(), Arc::strong_count(&held)), (0, 1));
     }
 
