@@ -13,11 +13,20 @@ const MEMORY_MS: u64 = 30 * 60 * 1_000;
 /// An answer that took longer counts as one that took so long.
 const ANSWER_MS_MAX: u64 = MEMORY_MS / 8;
 
+/// Most endpoints that are remembered: ten for each of a thousand models.
+const ENDPOINTS_MAX: usize = 10_000;
+
 /// Answers of one endpoint.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
     token_ms: u64,
     ms: u64,
+}
+
+impl Seen {
+    fn age(&mut self) {
+        (self.token_ms, self.ms) = (self.token_ms / 2, self.ms / 2);
+    }
 }
 
 /// What is known, by endpoint.
@@ -31,6 +40,9 @@ impl Lengths {
     pub fn note(&mut self, endpoint: &EndpointId, tokens: u64, ms: u64) {
         let ms = ms.clamp(1, ANSWER_MS_MAX);
         if !self.0.contains_key(endpoint) {
+            if self.0.len() >= ENDPOINTS_MAX {
+                self.make_room();
+            }
             self.0.insert(endpoint.clone(), Seen::default());
         }
         let Some(seen) = self.0.get_mut(endpoint) else {
@@ -39,7 +51,17 @@ impl Lengths {
         seen.token_ms = seen.token_ms.saturating_add(tokens.saturating_mul(ms));
         seen.ms += ms;
         if seen.ms >= MEMORY_MS {
-            (seen.token_ms, seen.ms) = (seen.token_ms / 2, seen.ms / 2);
+            seen.age();
+        }
+    }
+
+    /// Forgets an endpoint, the one that least is known of. What all know is worth half from then on, so that those which answer no
+    /// more are the least known ones in the end.
+    fn make_room(&mut self) {
+        self.0.values_mut().for_each(Seen::age);
+        let least = self.0.iter().min_by_key(|(_, seen)| seen.ms);
+        if let Some(endpoint) = least.map(|(endpoint, _)| endpoint.clone()) {
+            self.0.remove(&endpoint);
         }
     }
 
@@ -80,5 +102,16 @@ mod tests {
             lengths.note(&endpoint, 10, 60_000);
         }
         assert_eq!(lengths.usual(&endpoint), 10);
+    }
+
+    #[test]
+    fn endpoints_that_answer_no_more_make_room_for_new_ones() {
+        let (busy, mut lengths) = (EndpointId::trusted("busy"), Lengths::default());
+        for n in 0..ENDPOINTS_MAX + 30 {
+            lengths.note(&EndpointId::trusted(format!("e{n}")), 10, 60_000);
+            lengths.note(&busy, 100, 60_000);
+        }
+        assert_eq!((lengths.0.len(), lengths.usual(&busy)), (ENDPOINTS_MAX, 100));
+        assert!(lengths.usual(&EndpointId::trusted("e0")) <= 10);
     }
 }

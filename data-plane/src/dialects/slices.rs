@@ -18,6 +18,16 @@ pub struct Edit {
     pub with: Bytes,
 }
 
+impl Edit {
+    /// The same change at another place.
+    pub fn moved(&self, to: impl Fn(usize) -> usize) -> Self {
+        Self {
+            range: to(self.range.start)..to(self.range.end),
+            with: self.with.clone(),
+        }
+    }
+}
+
 /// Where `part`, a slice of `whole`, is in it; `None` for a slice of something else.
 pub fn place(whole: &[u8], part: &[u8]) -> Option<Range<usize>> {
     let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;

@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -62,20 +65,66 @@ pub(super) fn even_null<'de, D: serde::Deserializer<'de>>(
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
+/// How often the place of a stream's model is learned anew. Where chunks have nothing in common it would be copied for each of them.
+const LEARNED_MAX: u32 = 8;
+
+static CHOICES: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"choices\":"));
+
 /// Puts the caller's name of the model where the provider wrote its own.
 #[derive(Debug)]
 pub(super) struct Naming {
     /// In JSON.
     model: Bytes,
     known: Option<Known>,
+    learned: u32,
 }
 
-/// How the chunks of this stream begin, the model included. One that begins with the same bytes has it at the same place and needs no
-/// look inside.
+/// What the chunks of this stream have in common, the model included: how they begin, or how they end where `choices` come before the
+/// model. One that begins or ends with the same bytes has the model at the same place and needs no look inside.
+///
+/// An end says as much as a beginning: it starts with the comma before the model's key, so that in a text it would close that text and
+/// go on with what is no JSON.
 #[derive(Debug)]
 struct Known {
-    start: Bytes,
+    same: Bytes,
+    is_end: bool,
+    /// Its place is counted from where `same` starts.
     edit: Option<Edit>,
+}
+
+impl Known {
+    /// - `place`: of the model's value in `data`.
+    fn of(data: &[u8], place: &Range<usize>, edit: Option<&Edit>) -> Option<Self> {
+        let is_end = CHOICES.find(&data[..place.start]).is_some();
+        let same = if is_end {
+            comma_before(data, place.start)?..data.len()
+        } else {
+            0..place.end
+        };
+        Some(Self {
+            // A copy: a slice would keep the whole read alive for as long as the stream.
+            same: Bytes::copy_from_slice(&data[same.clone()]),
+            is_end,
+            edit: edit.map(|edit| edit.moved(|at| at - same.start)),
+        })
+    }
+
+    /// Where `data` has what all have, if it has.
+    fn place(&self, data: &[u8]) -> Option<usize> {
+        let start = if self.is_end {
+            data.len().checked_sub(self.same.len())?
+        } else {
+            0
+        };
+        data[start..].starts_with(&self.same).then_some(start)
+    }
+}
+
+/// Where the comma is in front of the key `model`, whose value starts at `value`.
+fn comma_before(object: &[u8], value: usize) -> Option<usize> {
+    let key = object[..value].trim_ascii_end().strip_suffix(b":")?;
+    let before = key.trim_ascii_end().strip_suffix(b"\"model\"")?;
+    before.trim_ascii_end().strip_suffix(b",").map(<[u8]>::len)
 }
 
 impl Naming {
@@ -83,13 +132,16 @@ impl Naming {
         Self {
             model: serde_json::to_vec(model).expect("text serializes").into(),
             known: None,
+            learned: 0,
         }
     }
 
     /// The change that a chunk needs, if any. Errors: it is none.
     pub(super) fn edit(&mut self, data: &Bytes) -> Result<Option<Edit>, serde_json::Error> {
-        if let Some(known) = self.known.as_ref().filter(|known| data.starts_with(&known.start)) {
-            return Ok(known.edit.clone());
+        if let Some(known) = &self.known
+            && let Some(start) = known.place(data)
+        {
+            return Ok(known.edit.as_ref().map(|edit| edit.moved(|at| at + start)));
         }
         #[derive(Deserialize)]
         struct Named<'a> {
@@ -103,14 +155,16 @@ impl Naming {
     /// The same, for a chunk that was parsed. `theirs`: its member `model`.
     pub(super) fn named(&mut self, data: &Bytes, theirs: Option<&RawValue>) -> Option<Edit> {
         let edit = naming(data, theirs, &self.model);
-        if let Some(theirs) = theirs.filter(|theirs| theirs.get().ends_with('"'))
-            && let Some(range) = slices::place(data, theirs.get().as_bytes())
+        if self.learned < LEARNED_MAX
+            && self
+                .known
+                .as_ref()
+                .is_none_or(|known| known.place(data).is_none())
+            && let Some(theirs) = theirs.filter(|theirs| theirs.get().ends_with('"'))
+            && let Some(place) = slices::place(data, theirs.get().as_bytes())
         {
-            self.known = Some(Known {
-                // A copy: a slice would keep the whole read alive for as long as the stream.
-                start: Bytes::copy_from_slice(&data[..range.end]),
-                edit: edit.clone(),
-            });
+            self.known = Known::of(data, &place, edit.as_ref());
+            self.learned += 1;
         }
         edit
     }
@@ -172,7 +226,7 @@ mod tests {
         while let Some(frame) = parser.next_frame().unwrap() {
             let data = line(&frame, frame.data.as_ref().unwrap());
             let known = naming.known.as_ref();
-            looks += usize::from(known.is_none_or(|known| !data.starts_with(&known.start)));
+            looks += usize::from(known.is_none_or(|known| known.place(&data).is_none()));
             let edit = naming.edit(&data).unwrap();
             out.push_str(std::str::from_utf8(&event(&frame, &data, edit.as_slice())).unwrap());
         }
@@ -204,5 +258,44 @@ mod tests {
         }
         let lines = "event: x\ndata: {\"id\":1,\ndata: \"model\":\"m\"}\n\n";
         assert_eq!(named("a/b", lines).0, "data: {\"id\":1, \"model\":\"a/b\"}\n\n");
+    }
+
+    #[test]
+    fn a_model_behind_the_choices_is_found_by_how_chunks_end() {
+        let chunk = |text: &str, model: &str| {
+            let text = serde_json::to_string(text).unwrap();
+            format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":{text}}}}}],\"id\":\"x\" , \"model\": \"{model}\",\"object\":\"o\"}}\n\n"
+            )
+        };
+        // The third ends like a chunk before its own end; the last one has the name of a model inside.
+        let texts = [
+            "a",
+            "longer than that",
+            ",\"model\": \"m\",\"object\":\"o\"}",
+            "b",
+        ];
+        let written = |model: &str| texts.iter().map(|text| chunk(text, model)).collect::<String>();
+        assert_eq!(named("a/b", written("m").leak()), (written("a/b"), 1));
+        assert_eq!(named("m", written("m").leak()), (written("m"), 1));
+    }
+
+    #[test]
+    fn chunks_that_have_nothing_in_common_are_looked_into_and_not_kept() {
+        let chunk =
+            |n: usize, model: &str| format!("data: {{\"id\":{n},\"model\":\"{model}\",\"choices\":[]}}\n\n");
+        let count = 3 * LEARNED_MAX as usize;
+        let written = |model: &str| (0..count).map(|n| chunk(n, model)).collect::<String>();
+        assert_eq!(named("a/b", written("m").leak()), (written("a/b"), count));
+        let mut naming = Naming::new("a/b");
+        for n in 0..count {
+            let data = chunk(n, "m").trim_start_matches("data: ").trim_end().to_owned();
+            assert!(naming.edit(&data.into()).unwrap().is_some());
+        }
+        let kept = naming.known.unwrap().same;
+        assert!(
+            kept.starts_with(format!("{{\"id\":{}", LEARNED_MAX - 1).as_bytes()),
+            "{kept:?}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Events of a stream: passed on as they came, but for the model's name. Only those before the first token, and those that hold usage, an
-//! error or an end, are parsed.
+//! Events of a stream: passed on as they came, but for the model's name. Only those before the first token, those that hold usage, an
+//! error or an end, and those that neither begin nor end like one before are parsed.
 //!
 //! Usage is held back, wherever the provider writes it, and shown once, at the end, as it is billed.
 
