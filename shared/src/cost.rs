@@ -152,6 +152,16 @@ pub fn charge(counts: &TokenCounts, prices: &Prices) -> Result<Charge, MoneyFaul
     Ok(charge)
 }
 
+/// The same where nothing may fail any more, because the request was served: where [`charge`] has no answer, [`CHARGE_MAX`], as a price
+/// per request. Admissible prices always have one.
+pub fn charge_or_most(counts: &TokenCounts, prices: &Prices) -> Charge {
+    charge(counts, prices).unwrap_or_else(|_| Charge {
+        request: CHARGE_MAX,
+        total: CHARGE_MAX,
+        ..Charge::default()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -199,6 +209,21 @@ mod tests {
             };
             let charge = charge(&counts, &prices);
             prop_assert!(charge.is_ok_and(|charge| (NanoUsd::ZERO..=CHARGE_MAX).contains(&charge.total)), "{:?}", charge);
+        }
+    }
+
+    #[test]
+    fn a_charge_beyond_all_money_is_the_highest_one() {
+        let counts = |output| TokenCounts {
+            output,
+            ..TokenCounts::default()
+        };
+        for (output, total) in [(1_000_000, PRICE_MAX.0 + 7), (u64::MAX, CHARGE_MAX.0)] {
+            let charge = charge_or_most(&counts(output), &all(PRICE_MAX.0, 7));
+            assert_eq!(
+                (charge.total.0, charge.output.0 + charge.request.0),
+                (total, total)
+            );
         }
     }
 
