@@ -7,17 +7,14 @@ use serde::Serialize;
 use tollway_shared::catalog::Model;
 use tollway_shared::cost::Prices;
 use tollway_shared::fault::Fault;
-use tollway_shared::ids::ModelId;
 use tollway_shared::money::Price;
-use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
 
 use super::reply::{self, Reply};
-use crate::ask::Preferences;
 use crate::pipeline::{Arrival, Caller};
 use crate::plane::Plane;
-use crate::routing::{Candidate, eligible};
+use crate::routing::eligible;
 use crate::stages::authenticate;
 
 #[derive(Serialize)]
@@ -128,33 +125,10 @@ fn answer(
     answer
 }
 
-/// What this caller may ask for and get: the model is one of its key's, is not retired, and some endpoint serves it. The cheapest of the
-/// first ones, then.
-pub fn offered(snapshot: &Snapshot, caller: &Caller, model: &ModelId, now: UnixMillis) -> Option<Candidate> {
-    if !caller.key.models.is_empty() && !caller.key.models.contains(model) {
-        return None;
-    }
-    if notices(snapshot, model).any(|notice| notice.retired(now)) {
-        return None;
-    }
-    let (candidates, _) = eligible::candidates(snapshot, model, &Preferences::default(), now);
-    candidates
-        .into_iter()
-        .min_by_key(|c| (c.endpoint.rank, c.price.prices.input, c.price.prices.output))
-}
-
-/// Of the whole model, not of one of its endpoints.
-fn notices<'a>(snapshot: &'a Snapshot, model: &ModelId) -> impl Iterator<Item = &'a Notice> {
-    let all = snapshot.notices.get(model).into_iter();
-    all.flat_map(|all| all.values())
-        .map(AsRef::as_ref)
-        .filter(|notice| notice.endpoint.is_none())
-}
-
 /// A model as an entry of the list. `None` for one that is not offered.
 fn item<'a>(snapshot: &Snapshot, caller: &Caller, model: &'a Model, now: UnixMillis) -> Option<Item<'a>> {
-    let first = offered(snapshot, caller, &model.id, now)?;
-    let sunset = notices(snapshot, &model.id)
+    let first = eligible::offered(snapshot, &caller.key, &model.id, now)?;
+    let sunset = eligible::notices(snapshot, &model.id)
         .filter_map(|notice| notice.sunset_at)
         .min();
     Some(Item {

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use tollway_shared::ids::ModelId;
+use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
+use tollway_shared::tenant::ApiKey;
 use tollway_shared::time::UnixMillis;
 
 use super::Candidate;
@@ -91,6 +93,29 @@ pub fn candidates(
         });
     }
     (found, excluded)
+}
+
+/// What a key may ask for and get: the model is one of its own, is not retired, and some endpoint serves it. The cheapest of the first
+/// ones, then.
+pub fn offered(snapshot: &Snapshot, key: &ApiKey, model: &ModelId, now: UnixMillis) -> Option<Candidate> {
+    if !key.models.is_empty() && !key.models.contains(model) {
+        return None;
+    }
+    if notices(snapshot, model).any(|notice| notice.retired(now)) {
+        return None;
+    }
+    let (candidates, _) = candidates(snapshot, model, &Preferences::default(), now);
+    candidates
+        .into_iter()
+        .min_by_key(|c| (c.endpoint.rank, c.price.prices.input, c.price.prices.output))
+}
+
+/// Of the whole model, not of one of its endpoints.
+pub fn notices<'a>(snapshot: &'a Snapshot, model: &ModelId) -> impl Iterator<Item = &'a Notice> {
+    let all = snapshot.notices.get(model).into_iter();
+    all.flat_map(|all| all.values())
+        .map(AsRef::as_ref)
+        .filter(|notice| notice.endpoint.is_none())
 }
 
 fn wished(wishes: &Preferences, provider: &str) -> bool {

@@ -8,10 +8,10 @@ use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
 
-use crate::api::models;
 use crate::ask::Ask;
 use crate::catalog::Stops;
 use crate::pipeline::{Caller, Context};
+use crate::routing::eligible;
 
 /// Most names that a 404 suggests.
 const CLOSE_MAX: usize = 3;
@@ -47,7 +47,7 @@ fn model(
         return Err(Fault::ModelNotFound {
             model: name.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
             close: close(snapshot, name, |id| {
-                models::offered(snapshot, caller, id, now).is_some()
+                eligible::offered(snapshot, &caller.key, id, now).is_some()
             }),
         });
     };

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tollway_proto::spool::OutcomeRecord;
 use tollway_proto::usage_log::{LogMark, LogSegment, MARK_FILE};
 
-use super::repair;
+use super::durable;
 use super::sink::{Handed, Sink, SinkFault, Ticket};
 use super::sync::Fsync;
 
@@ -137,7 +137,7 @@ impl FileSink {
                 .is_ok()
             };
         if !synced {
-            repair::duplicate(&path, length, &path, &mut self.fsync)?;
+            durable::duplicate(&path, length, &path, &mut self.fsync)?;
             file = append()?;
         }
         Ok(LogFile {
@@ -167,7 +167,7 @@ impl FileSink {
     fn create(&mut self, segment: LogSegment) -> io::Result<LogFile> {
         let path = self.dir.join(segment.name());
         let file = OpenOptions::new().append(true).create_new(true).open(path)?;
-        repair::sync_dir(&self.dir, &mut self.fsync)?;
+        durable::sync_dir(&self.dir, &mut self.fsync)?;
         Ok(LogFile {
             file,
             segment,
@@ -216,7 +216,7 @@ impl FileSink {
         file.write_all(&text)?;
         (self.fsync)(&file)?;
         std::fs::rename(&draft, self.dir.join(MARK_FILE))?;
-        repair::sync_dir(&self.dir, &mut self.fsync)
+        durable::sync_dir(&self.dir, &mut self.fsync)
     }
 }
 

@@ -6,6 +6,7 @@
 //! | `space` | when paid traffic is shed, and the reserve that outcomes fall back on |
 //! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is kept in memory until it has succeeded |
 //! | `repair` | what is written again when one fails |
+//! | `durable` | files that take the place of others |
 //! | `segment` | files and how they are read |
 //! | `recover` | intents of a life that ended: one `interrupted` event each |
 //! | `shipper`, `stream` | in order, until delivered, re-reading the disk after every fault |
@@ -16,6 +17,7 @@
 
 #[cfg(test)]
 mod disk_tests;
+mod durable;
 mod file;
 #[cfg(test)]
 mod interrupted_tests;

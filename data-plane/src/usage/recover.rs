@@ -16,6 +16,7 @@ use tollway_shared::cost;
 use tollway_shared::ids::{RequestId, WriterId};
 use tollway_shared::tokens::TokenCounts;
 
+use super::durable;
 use super::repair;
 use super::segment::{self, Cursor, Position};
 use super::spool::{Extent, create_segment, write_whole};
@@ -107,7 +108,7 @@ pub(super) fn complete(
         })?;
         bytes += end.offset;
     }
-    repair::sync_dir(dir, fsync).inspect_err(|_| {
+    durable::sync_dir(dir, fsync).inspect_err(|_| {
         doubts.extend(ends.iter().map(|end| end.segment));
         doubts.insert(end.segment);
     })?;
@@ -136,7 +137,7 @@ fn make_durable(dir: &Path, end: Position, doubts: &mut BTreeSet<u64>, fsync: &m
         }
         doubts.insert(end.segment);
     }
-    repair::duplicate(&path, end.offset, &path, fsync)?;
+    durable::duplicate(&path, end.offset, &path, fsync)?;
     doubts.remove(&end.segment);
     Ok(())
 }
@@ -250,8 +251,7 @@ fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> Usag
     let tokens = begun.progress.map_or(intent.tokens, |so_far| {
         so_far.with_completion_of_at_least(expected)
     });
-    // An estimate beyond the range of money keeps the charge of its intent.
-    let charge = cost::charge(&tokens, &intent.prices).unwrap_or(intent.charge);
+    let charge = cost::charge_or_most(&tokens, &intent.prices);
     UsageEvent {
         writer,
         partition,

@@ -8,12 +8,13 @@
 //! that an fsync has failed: from its place on nothing may be believed to be on disk because a later fsync says so.
 
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use tollway_proto::spool::SpoolStart;
 
+use super::durable::{PART, create, duplicate, sync_dir};
 use super::segment::{self, Cursor, Position};
 use super::spool::{Extent, remove_if_there, segment_header};
 use super::sync::Fsync;
@@ -21,8 +22,6 @@ use super::unsynced::Unsynced;
 
 const DRAFT: &str = "draft";
 const COPY: &str = "copy";
-/// A file that is to replace another of the same content.
-const PART: &str = "part";
 /// Bytes written at once.
 const WRITE_BYTES: usize = 256 * 1024;
 
@@ -180,28 +179,6 @@ pub(super) fn tidy(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Puts a new file in the place of `to`, with the first `length` bytes of `from`. Durable once the folder is fsynced.
-pub(super) fn duplicate(from: &Path, length: u64, to: &Path, fsync: &mut Fsync) -> io::Result<()> {
-    let part = to.with_extension(PART);
-    let mut file = create(&part)?;
-    if io::copy(&mut File::open(from)?.take(length), &mut file)? != length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    fsync(&file)?;
-    std::fs::rename(part, to)
-}
-
-/// Makes the names in a folder durable.
-pub(super) fn sync_dir(dir: &Path, fsync: &mut Fsync) -> io::Result<()> {
-    fsync(&File::open(dir)?)
-}
-
-/// A new file, whatever was there: one that failed before may not be written to again.
-fn create(path: &Path) -> io::Result<File> {
-    remove_if_there(path)?;
-    OpenOptions::new().append(true).create_new(true).open(path)
 }
 
 fn names(dir: &Path) -> io::Result<Vec<String>> {

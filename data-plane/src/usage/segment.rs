@@ -1,7 +1,7 @@
 //! Segments on disk: their names, and a cursor over their records.
 //!
-//! A writer's folder holds `00000001.seg`, `00000002.seg`, …: each a [`SegmentHeader`] and then intents and outcomes, every record in
-//! the frame of `proto::codec`. A crash can leave the last record cut short; the cursor stops in front of it. A record inside
+//! A writer's folder holds `00000001.seg`, `00000002.seg`, …: each a [`SegmentHeader`] and then intents, progress and outcomes, every
+//! record in the frame of `proto::codec`. A crash can leave the last record cut short; the cursor stops in front of it. A record inside
 //! that fails its checksum is passed over and counted, and never guessed at.
 //!
 //! [`SegmentHeader`]: tollway_proto::spool::SegmentHeader
