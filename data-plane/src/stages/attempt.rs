@@ -208,7 +208,7 @@ async fn try_one(
     let record = &mut cx.record;
     let sent = plane
         .upstream
-        .send(provider, origin, request, || record.attempt_sent());
+        .send(provider, origin, request, |is_out| record.attempt_sent(is_out));
     let answer = sent.await?;
     let status = answer.head.status.as_u16();
     cx.record.attempt_answered(status);

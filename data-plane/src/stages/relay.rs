@@ -42,6 +42,7 @@ pub fn answer(mut cx: Context, candidate: Candidate, opened: Opened) -> Reply {
     reply::text(&mut headers, "x-tollway-attempts", &tried.to_string());
     match opened {
         Opened::Whole(answer) => {
+            cx.record.whole();
             let body = match cx.record.billed() {
                 Some(billed) => {
                     reply::text(&mut headers, "x-tollway-cost-usd", &billed.cost.to_string());
@@ -114,6 +115,8 @@ impl Stream {
             idle,
             timer: Box::pin(tokio::time::sleep(idle)),
         };
+        // What was held is all that some answers ever have; the next event may be long in coming.
+        relay.cx.record.progress(relay.heard);
         for emit in begun.first {
             relay.emit(emit);
         }
@@ -149,16 +152,16 @@ impl Relay {
     fn poll(&mut self, cx: &mut Poller<'_>) -> Poll<Option<Bytes>> {
         loop {
             if let Some(bytes) = self.queue.pop_front() {
-                self.cx.record.first_byte();
+                if !self.abandoned {
+                    self.cx.record.first_byte();
+                }
                 return Poll::Ready(Some(bytes));
             }
             if self.ended {
-                let end = if self.abandoned {
-                    EndState::Cancelled
-                } else {
-                    EndState::Completed
-                };
-                self.cx.record.close(end, 200, None);
+                // One that was abandoned is closed by its drop, as if it had not been read on.
+                if !self.abandoned {
+                    self.cx.record.close(EndState::Completed, 200, None);
+                }
                 return Poll::Ready(None);
             }
             if self.cx.plane.phase.reached(Phase::ENDING) {
@@ -254,6 +257,7 @@ impl Relay {
                 });
             }
             Emit::Done => {
+                self.cx.record.whole();
                 let billed = self.cx.record.billed();
                 let usage = billed.and_then(|billed| self.events.usage_chunk(&billed));
                 self.queue.extend(usage);
@@ -279,13 +283,16 @@ impl Relay {
         }
     }
 
-    /// The stream ends in an error event.
+    /// The stream ends in an error event, which is nothing to a caller who has left.
     fn fail(&mut self, fault: &Fault) {
         if self.ended {
             return;
         }
         self.body = None;
         self.ended = true;
+        if self.abandoned {
+            return;
+        }
         let event = reply::stream_fault(
             fault,
             self.events.id().unwrap_or(self.cx.arrival.request_id.as_str()),

@@ -45,6 +45,8 @@ struct Open {
     reached: bool,
     /// What the running attempt's provider bills of an answer that nobody waits for.
     expected: u64,
+    /// The answer was read to its end: nothing more is expected of it.
+    whole: bool,
     /// How far the answer is written down.
     pace: Pace,
 }
@@ -98,6 +100,7 @@ impl Record {
                 first_byte: None,
                 reached: false,
                 expected,
+                whole: false,
                 pace: Pace::new(self.arrival.started),
             });
             return Ok(());
@@ -138,9 +141,11 @@ impl Record {
     }
 
     /// The running attempt's request leaves: from now on a caller who hangs up leaves a provider behind that bills.
-    pub fn attempt_sent(&mut self) {
+    ///
+    /// - `is_out`: false when it came back unsent.
+    pub fn attempt_sent(&mut self, is_out: bool) {
         if let Some(open) = &mut self.open {
-            open.reached = true;
+            open.reached = is_out;
         }
     }
 
@@ -164,6 +169,13 @@ impl Record {
         let completion = tokens.completion();
         if open.pace.is_due(now, completion) && self.plane.writer.progress(&open.event.request_id, tokens) {
             open.pace.wrote(now, completion);
+        }
+    }
+
+    /// The provider has said everything, whether or not the caller gets to hear it.
+    pub fn whole(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.whole = true;
         }
     }
 
@@ -214,7 +226,7 @@ impl Record {
             // Nobody pays for an error alone, whatever providers did before they failed.
             EndState::Failed => open.first_byte.is_some(),
         };
-        let cut_off = end == EndState::Cancelled;
+        let cut_off = end == EndState::Cancelled && !open.whole;
         let basis = Basis {
             size: open.size,
             used,
@@ -228,8 +240,8 @@ impl Record {
         event.finish_reason = self.tally.finish_reason.take();
         settle::charge(event, &self.tally, basis);
         let started = self.arrival.started;
-        let whole = end == EndState::Completed || event.usage_source == UsageSource::Provider;
-        if whole && open.candidate.provider.bills_after_cancel {
+        let known = open.whole || event.usage_source == UsageSource::Provider;
+        if known && open.candidate.provider.bills_after_cancel {
             let asked_ms = event
                 .attempts
                 .last()

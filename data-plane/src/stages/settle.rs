@@ -41,7 +41,7 @@ pub fn charge(event: &mut UsageEvent, tally: &Tally, basis: Basis) {
         && settled.source == UsageSource::Estimated
         && tally.usage_is_final
     {
-        tracing::warn!(request = %event.request_id, provider = %event.provider, ?counts, "a provider's counts are out of range; an estimate is billed");
+        tracing::warn!(request = %event.request_id, provider = %event.provider, ?counts, "a provider's counts cannot be right; an estimate is billed");
     }
     event.tokens = settled.tokens;
     event.usage_source = settled.source;
@@ -58,30 +58,14 @@ pub fn settled(prices: &Prices, tally: &Tally, basis: Basis) -> Settled {
             charge: Charge::default(),
         };
     }
-    let (mut tokens, mut source) = counts(tally, basis.size);
+    let (mut tokens, source) = counts(tally, basis.size);
     if source == UsageSource::Estimated {
         tokens = tokens.with_completion_of_at_least(basis.expected);
     }
-    if source == UsageSource::Provider && cost::charge(&tokens, prices).is_err() {
-        tokens = estimate::counts(basis.size, tally.text_bytes);
-        source = UsageSource::Estimated;
-    }
-    loop {
-        match cost::charge(&tokens, prices) {
-            Ok(charge) => {
-                return Settled {
-                    tokens,
-                    source,
-                    charge,
-                };
-            }
-            // Past nine billion dollars for one request, prices are the mistake: what fits is billed, which is not nothing. Ends with
-            // no tokens left, at the latest.
-            Err(_) => {
-                source = UsageSource::Estimated;
-                tokens = halved(tokens);
-            }
-        }
+    Settled {
+        tokens,
+        source,
+        charge: cost::charge_or_most(&tokens, prices),
     }
 }
 
@@ -95,15 +79,27 @@ pub fn so_far(tally: &Tally, size: Size) -> TokenCounts {
 /// Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
 fn counts(tally: &Tally, size: Size) -> (TokenCounts, UsageSource) {
     let estimated = estimate::counts(size, tally.text_bytes);
-    match tally.usage.filter(plausible) {
-        Some(counts) if tally.usage_is_final => (counts, UsageSource::Provider),
-        Some(so_far) => {
-            let visible = estimated.output.saturating_sub(so_far.output_reasoning);
-            let output = so_far.output.max(visible);
-            (TokenCounts { output, ..so_far }, UsageSource::Estimated)
-        }
-        None => (estimated, UsageSource::Estimated),
+    let Some(told) = tally.usage.filter(plausible) else {
+        return (estimated, UsageSource::Estimated);
+    };
+    // Nothing is an answer to nothing: a provider that counts no prompt has left it out.
+    let (input, source) = match told.prompt() {
+        0 => (estimated.input, UsageSource::Estimated),
+        _ => (told.input, UsageSource::Provider),
+    };
+    if tally.usage_is_final {
+        return (TokenCounts { input, ..told }, source);
     }
+    let visible = estimated.output.saturating_sub(told.output_reasoning);
+    let output = told.output.max(visible);
+    (
+        TokenCounts {
+            input,
+            output,
+            ..told
+        },
+        UsageSource::Estimated,
+    )
 }
 
 /// Not even an empty answer to a prompt uses nothing: all zeros are a provider that does not count. More than anybody sells is its
@@ -114,21 +110,10 @@ fn plausible(counts: &TokenCounts) -> bool {
         && counts.completion() <= TOKENS_MAX
 }
 
-fn halved(counts: TokenCounts) -> TokenCounts {
-    TokenCounts {
-        input: counts.input / 2,
-        input_cache_read: counts.input_cache_read / 2,
-        input_cache_write: counts.input_cache_write / 2,
-        output: counts.output / 2,
-        output_reasoning: counts.output_reasoning / 2,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sample;
-    use tollway_shared::money::Price;
 
     const SERVED: Basis = Basis {
         size: Size {
@@ -159,6 +144,7 @@ mod tests {
             (7, 3, UsageSource::Provider, (7, 3)),
             (7, 0, UsageSource::Provider, (7, 0)),
             (0, 0, UsageSource::Estimated, (10, 6)),
+            (0, 9, UsageSource::Estimated, (10, 9)), // the prompt alone was left out
             (7, TOKENS_MAX, UsageSource::Provider, (7, TOKENS_MAX)),
             (7, TOKENS_MAX + 1, UsageSource::Estimated, (10, 6)),
             (TOKENS_MAX + 1, 3, UsageSource::Estimated, (10, 6)),
@@ -177,18 +163,6 @@ mod tests {
             assert!(settled.charge.total.0 > 0);
             assert_eq!(Ok(settled.charge), cost::charge(&settled.tokens, &prices));
         }
-    }
-
-    #[test]
-    fn a_charge_beyond_all_money_is_an_estimate_that_fits() {
-        let mut prices = sample::price("p", 2).prices;
-        prices.output = Price(i64::MAX);
-        let settled = settled(&prices, &tally(7, 90_000_000, true), SERVED);
-        assert_eq!(settled.source, UsageSource::Estimated);
-        assert_eq!(settled.tokens.completion(), 6);
-        (prices.input, prices.request) = (Price(i64::MAX), Some(tollway_shared::money::NanoUsd(i64::MAX)));
-        let settled = super::settled(&prices, &tally(7, 90_000_000, true), SERVED);
-        assert_eq!((settled.tokens.prompt(), settled.charge.total.0), (0, i64::MAX));
     }
 
     #[test]

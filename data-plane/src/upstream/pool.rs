@@ -27,7 +27,7 @@ use tollway_shared::fault::AttemptFault;
 
 use super::address;
 use super::origin::Origin;
-use super::sending::{Progress, Sending};
+use super::sending::{Sending, Taken};
 use crate::dialects::slices::Slices;
 
 /// Largest head of an answer.
@@ -150,18 +150,19 @@ impl Upstream {
     /// Sends a request and waits for the answer's head. Deadlines: the provider's for a connection, and for the first byte from the
     /// request's last one.
     ///
-    /// - `leaves`: called when the request is about to go out: from then on the provider may have it.
+    /// - `is_out`: called with true when the request is about to go out: from then on the provider may have it, until it is called with
+    ///   false, because the request came back unsent.
     pub async fn send(
         &self,
         provider: &Provider,
         origin: Rc<Origin>,
         request: Request<Slices>,
-        mut leaves: impl FnMut(),
+        mut is_out: impl FnMut(bool),
     ) -> Result<Answer, AttemptFault> {
         let connect = Duration::from_millis(u64::from(provider.connect_timeout_ms.max(1)));
         let first_byte = Duration::from_millis(u64::from(provider.first_byte_timeout_ms.max(1)));
-        let progress = Progress::new();
-        let mut request = request.map(|body| Sending::new(body, progress.clone()));
+        let taken = Taken::new();
+        let mut request = request.map(|body| Sending::new(body, taken.clone()));
         let place = Place {
             origin,
             private_network: provider.private_network,
@@ -171,17 +172,20 @@ impl Upstream {
             if !matches!(timeout(connect, connection.sender.ready()).await, Ok(Ok(()))) {
                 continue;
             }
-            leaves();
-            progress.note();
+            is_out(true);
+            taken.note();
             let sent = connection.sender.try_send_request(request);
-            match progress
+            match taken
                 .answer(first_byte, sent)
                 .await
                 .ok_or(AttemptFault::Timeout)?
             {
-                Ok(answer) => return Ok(self.answer(answer, connection, place, progress.at())),
+                Ok(answer) => return Ok(self.answer(answer, connection, place, taken.at())),
                 Err(mut fault) => match fault.take_message() {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => {
+                        is_out(false);
+                        request = unsent;
+                    }
                     None => return Err(unanswered(fault.error())),
                 },
             }
@@ -190,15 +194,15 @@ impl Upstream {
             Ok(opened) => opened?,
             Err(_) => return Err(AttemptFault::Connect),
         };
-        leaves();
-        progress.note();
+        is_out(true);
+        taken.note();
         let sent = connection.sender.try_send_request(request);
-        match progress
+        match taken
             .answer(first_byte, sent)
             .await
             .ok_or(AttemptFault::Timeout)?
         {
-            Ok(answer) => Ok(self.answer(answer, connection, place, progress.at())),
+            Ok(answer) => Ok(self.answer(answer, connection, place, taken.at())),
             Err(mut fault) => Err(match fault.take_message() {
                 Some(_unsent) => AttemptFault::Connect,
                 None => unanswered(fault.error()),
@@ -354,5 +358,66 @@ impl Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use http_body_util::BodyExt;
+    use tollway_shared::catalog::Dialect;
+
+    use super::*;
+    use crate::sample;
+
+    /// Answers every request on this machine, each connection on a thread of its own.
+    fn server() -> std::net::SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let mut request = [0; 4096];
+                    while stream.read(&mut request).is_ok_and(|read| read > 0) {
+                        stream
+                            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_request_that_comes_back_unsent_is_not_out_until_it_leaves_again() {
+        let base_url = format!("http://{}", server());
+        let provider = sample::provider("p", Dialect::OpenAi, &base_url);
+        let tls = super::super::client_config(None).unwrap();
+        let upstream = Upstream::new(Settings::default(), tls);
+        let ask = async || {
+            let mut out = Vec::new();
+            let request = Request::new(Slices::default());
+            let origin = upstream.origin(&provider).unwrap();
+            let answer = upstream.send(&provider, origin, request, |is_out| out.push(is_out));
+            assert_eq!(answer.await.unwrap().body.collect().await.unwrap().to_bytes(), "");
+            out
+        };
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                assert_eq!(ask().await, [true]);
+                assert_eq!(ask().await, [true], "over the kept connection");
+                assert_eq!(upstream.opened(), 1);
+                // It dies, and nobody has noticed yet.
+                for idle in upstream.0.idle.borrow().values().flatten() {
+                    idle.connection._driver.0.abort();
+                }
+                assert_eq!(ask().await, [true, false, true]);
+                assert_eq!(upstream.opened(), 2);
+            })
+            .await;
     }
 }

@@ -18,9 +18,9 @@ const PIECE_BYTES_MAX: usize = 256 << 10;
 
 /// When the last piece of a request was taken by its connection.
 #[derive(Debug, Clone)]
-pub(super) struct Progress(Rc<Cell<Instant>>);
+pub(super) struct Taken(Rc<Cell<Instant>>);
 
-impl Progress {
+impl Taken {
     pub(super) fn new() -> Self {
         Self(Rc::new(Cell::new(Instant::now())))
     }
@@ -52,12 +52,12 @@ impl Progress {
 #[derive(Debug)]
 pub(super) struct Sending {
     body: Slices,
-    progress: Progress,
+    taken: Taken,
 }
 
 impl Sending {
-    pub(super) fn new(body: Slices, progress: Progress) -> Self {
-        Self { body, progress }
+    pub(super) fn new(body: Slices, taken: Taken) -> Self {
+        Self { body, taken }
     }
 }
 
@@ -69,7 +69,7 @@ impl Body for Sending {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.progress.note();
+        self.taken.note();
         let piece = self.body.take(PIECE_BYTES_MAX);
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
@@ -93,9 +93,9 @@ mod tests {
 
     /// How long a body of so many pieces, one taken per second, waits for an answer that comes so many seconds after the last.
     async fn waited(pieces: usize, silence: u64) -> (Option<()>, Duration) {
-        let (begun, progress) = (Instant::now(), Progress::new());
+        let (begun, taken) = (Instant::now(), Taken::new());
         let body = Bytes::from(vec![0; pieces * PIECE_BYTES_MAX]);
-        let mut sending = Sending::new(body.into(), progress.clone());
+        let mut sending = Sending::new(body.into(), taken.clone());
         let answer = async {
             for _ in 0..pieces {
                 sleep(Duration::from_secs(1)).await;
@@ -104,7 +104,7 @@ mod tests {
             }
             sleep(Duration::from_secs(silence)).await;
         };
-        let answered = progress.answer(LIMIT, answer).await;
+        let answered = taken.answer(LIMIT, answer).await;
         (answered, begun.elapsed())
     }
 

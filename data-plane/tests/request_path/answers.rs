@@ -193,6 +193,7 @@ async fn every_answer_shows_what_it_is_billed_for() {
             ("[[tw:cache_read_tokens=4]] [[tw:prompt_tokens=9]]", false),
             ("[[tw:no_usage]]", true),
             ("[[tw:prompt_tokens=0]] [[tw:completion_tokens=0]]", true),
+            ("[[tw:prompt_tokens=0]] [[tw:completion_tokens=9]]", true),
             // More than anybody sells; what is billed instead is shown.
             ("[[tw:ignore_max]] [[tw:completion_tokens=100000001]]", true),
         ] {

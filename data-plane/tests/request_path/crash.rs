@@ -47,6 +47,24 @@ fn recovered(spool: &Path, log: &Path) -> Vec<UsageEvent> {
 }
 
 #[tokio::test]
+async fn the_first_words_of_an_answer_are_billed_before_the_next_ones_come() {
+    let provider = Scripted::start("thinks");
+    let node = Node::start(&[(&provider, "thinks", Dialect::OpenAi)]).await;
+    let prompt = "[[tw:slow_ms=100]] [[tw:chunks=9]] [[tw:stall_after=1]]";
+    let response = node.ask(prompt, json!({"stream": true})).await;
+    let mut body = response.bytes_stream();
+    body.next().await.unwrap().unwrap();
+    let left = tempfile::tempdir().unwrap();
+    let (spool, log) = (left.path().join("spool"), left.path().join("log"));
+    copy(&node.dir.path().join("data/spool"), &spool);
+    let events = tokio::task::spawn_blocking(move || recovered(&spool, &log))
+        .await
+        .unwrap();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].tokens.completion(), 2, "a piece of seven bytes");
+}
+
+#[tokio::test]
 async fn streams_of_a_node_that_dies_are_billed_for_what_their_callers_had() {
     let provider = Scripted::start("a");
     let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;

@@ -184,6 +184,39 @@ async fn a_hang_up_cancels_the_provider_and_is_accounted() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_read_on_for_nobody_is_billed_as_it_ends_or_at_its_usual_length() {
+    let bills = Scripted::start("bills");
+    let one_core = |config: &mut Config| config.server.threads = 1; // each learns for itself
+    let node = Node::start_with(&[(&bills, "bills", Dialect::OpenAi)], one_core).await;
+    let whole = node.ask("[[tw:completion_tokens=321]]", json!({})).await;
+    assert_eq!(whole.status(), 200);
+    node.events(1).await;
+    for (number, ending, billed) in [
+        // The longer ones first: what came whole is seen as usual from then on.
+        (2, "[[tw:cut_after=4]]", 321),
+        (3, "[[tw:error_event=4]]", 321),
+        (4, "[[tw:stall_after=4]]", 321),
+        // All of it was seen: five pieces of eight bytes, one of them without its space.
+        (5, "[[tw:no_usage]]", 10),
+    ] {
+        let prompt = format!("[[tw:chunks=5]] [[tw:delay_ms=20]] {ending}");
+        let response = node.ask(&prompt, json!({"stream": true})).await;
+        let mut body = response.bytes_stream();
+        body.next().await.unwrap().unwrap();
+        drop(body);
+        let events = node.events(number).await;
+        let event = events.iter().max_by_key(|event| event.started_at.0).unwrap();
+        assert_eq!(
+            (event.end, event.status, event.fault.as_deref()),
+            (EndState::Cancelled, 200, None),
+            "{ending}"
+        );
+        assert_eq!(event.usage_source, UsageSource::Estimated, "{ending}");
+        assert_eq!(event.tokens.completion(), billed, "{ending}");
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_nobody_served_costs_nothing_whatever_its_providers_may_have_done() {
     let (a, b) = (Scripted::start("a"), Scripted::start("b"));
     let both = [(&a, "fee-a", Dialect::OpenAi), (&b, "fee-b", Dialect::OpenAi)];
