@@ -8,12 +8,14 @@
 //! | [`identity`] | the certificate authority, mutual TLS, renewal |
 //! | [`publish`] | push: what each region sees, and each node's stream |
 //! | [`ledger`] | usage events → sums in the state |
+//! | [`grantor`] | what the leader does about leased budgets |
 //! | [`config`], [`run`] | settings; start and stop |
 //! | [`clock`], [`metrics`] | the one reader of wall time; metric names |
 
 pub mod admin;
 pub mod clock;
 pub mod config;
+pub mod grantor;
 pub mod identity;
 pub mod ledger;
 pub mod metrics;

@@ -9,6 +9,7 @@ use axum::http::{Method, StatusCode};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use crate::grantor::sums::Sums;
 use crate::raft::Cluster;
 
 /// Answered admin requests, by `method`, `route` (the template) and `status`.
@@ -31,6 +32,14 @@ const REVISION: &str = "tollway_revision";
 const CONTACT: &str = "tollway_push_contact";
 /// Times that what nodes see could not be built: an alarm.
 const PUBLISH_FAULTS: &str = "tollway_publish_faults_total";
+/// With nodes and not settled, summed over leased budgets, by `unit`; on the leader. Money in US dollars.
+const LEASED: &str = "tollway_lease_outstanding";
+/// Settled by nodes less recorded by the ledger, in the current windows, by `unit`; on the leader.
+const LEASE_DRIFT: &str = "tollway_lease_drift";
+/// Lives of nodes by `standing`; on the leader.
+const LEASE_LIVES: &str = "tollway_lease_incarnations";
+/// Thresholds that budgets have reached, by whether it was the `limit` or `below` it; counted by the leader.
+const THRESHOLDS: &str = "tollway_budget_thresholds_total";
 /// Upper bounds of the time histogram, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// Time between two clean-ups of the recorder.
@@ -86,6 +95,18 @@ fn describe() {
         "Log index of the last change that nodes can see"
     );
     describe_gauge!(
+        LEASED,
+        Unit::Count,
+        "Leased to nodes and not settled, by unit; money in US dollars"
+    );
+    describe_gauge!(
+        LEASE_DRIFT,
+        Unit::Count,
+        "Settled by nodes less recorded by the ledger, by unit; money in US dollars"
+    );
+    describe_gauge!(LEASE_LIVES, Unit::Count, "Incarnations of nodes by standing");
+    describe_counter!(THRESHOLDS, Unit::Count, "Thresholds that budgets have reached");
+    describe_gauge!(
         CONTACT,
         Unit::Count,
         "1 while a majority confirms this replica's state; nodes are sent away otherwise"
@@ -124,6 +145,29 @@ pub(crate) fn contact(confirmed: bool) {
 /// Counts a view that could not be built.
 pub(crate) fn publish_fault() {
     counter!(PUBLISH_FAULTS).increment(1);
+}
+
+/// Counts a threshold that a budget has reached.
+pub(crate) fn threshold(percent: u8) {
+    let reached = if percent < 100 { "below" } else { "limit" };
+    counter!(THRESHOLDS, "reached" => reached).increment(1);
+}
+
+/// Shows what is out with nodes.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floats; what is exact is in the admin API"
+)]
+pub(crate) fn leases(sums: &Sums) {
+    let scales = [("money", 1e9), ("tokens", 1.0), ("requests", 1.0)];
+    for ((unit, scale), of) in scales.into_iter().zip(sums.units) {
+        gauge!(LEASED, "unit" => unit).set(of.leased as f64 / scale);
+        gauge!(LEASE_DRIFT, "unit" => unit).set((of.settled - of.recorded) as f64 / scale);
+    }
+    let standings = ["live", "superseded", "fenced", "released", "closed"];
+    for (standing, lives) in standings.into_iter().zip(sums.lives) {
+        gauge!(LEASE_LIVES, "standing" => standing).set(lives as f64);
+    }
 }
 
 /// Reads what the replica knows of itself, for a scrape.

@@ -7,17 +7,22 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use tollway_shared::budget::Budget;
+use tollway_shared::budget::terms::Raise;
 use tollway_shared::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::ids::{
-    AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
+    AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
 };
+use tollway_shared::lease::grantor::Roll;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
 use tollway_shared::tenant::{ApiKey, KeyDigest, Organization, Project, Team, TenantPath};
 use tollway_shared::time::{Day, UnixMillis};
 use tollway_shared::tokens::TokenCounts;
+use tollway_shared::window::Span;
+
+use crate::lease::{LeaseAnswer, LeaseCall};
 
 /// A log entry in its stored form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,6 +187,22 @@ pub struct RecordSpend {
     pub writers: Vec<(WriterId, u64)>,
 }
 
+/// A budget to make or replace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBudget {
+    /// What it says. Its raises are not taken from here: those it has stay.
+    pub budget: Budget,
+    /// The window around now by its cycle; the leader puts it in, and only the leader looks into the rules of time zones.
+    pub window: Option<Span>,
+}
+
+impl From<Budget> for PutBudget {
+    /// Without a window, for the leader to put in.
+    fn from(budget: Budget) -> Self {
+        Self { budget, window: None }
+    }
+}
+
 /// The first entry of every cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InitCluster {
@@ -248,7 +269,7 @@ pub enum Command {
     /// Refuses a key from now on.
     RevokeKey(ApiKeyId),
     /// Makes or replaces a budget.
-    PutBudget(Budget),
+    PutBudget(PutBudget),
     /// Removes a budget.
     RemoveBudget(BudgetId),
     /// Makes or replaces a notice.
@@ -280,6 +301,33 @@ pub enum Command {
     PromoteReplica(ReplicaId),
     /// Notes who had this leader hand over.
     TransferLeader(ReplicaId),
+    /// Raises a budget's limit until an instant.
+    RaiseBudget {
+        /// Which.
+        budget: BudgetId,
+        /// How much, until when, by whom and why.
+        raise: Raise,
+    },
+    /// Takes all raises of a budget back.
+    ClearRaises(BudgetId),
+    /// Begins windows of budgets; the leader has worked them out.
+    RollBudgets(Vec<Roll>),
+    /// What a node says about leases.
+    Lease {
+        /// Who says it, by its certificate.
+        node: NodeId,
+        /// What.
+        call: LeaseCall,
+    },
+    /// Declares an incarnation of a node dead: it gets nothing any more, and what it has out stays charged.
+    FenceIncarnation(Incarnation),
+    /// Frees what a fenced incarnation has out, on somebody's word that it will spend no more.
+    ReleaseIncarnation(Incarnation),
+    /// Forgets incarnations that were closed before this.
+    ForgetIncarnations {
+        /// Messages of theirs must not be on their way any more.
+        before: UnixMillis,
+    },
 }
 
 impl Command {
@@ -320,6 +368,18 @@ impl Command {
             Self::RemoveReplica(_) => "replica.remove",
             Self::PromoteReplica(_) => "replica.promote",
             Self::TransferLeader(_) => "leader.transfer",
+            Self::RaiseBudget { .. } => "budget.raise",
+            Self::ClearRaises(_) => "budget.clear_raises",
+            Self::RollBudgets(_) => "budget.roll",
+            Self::Lease { call, .. } => match call {
+                LeaseCall::Enlist(_) => "lease.enlist",
+                LeaseCall::Ask(_) => "lease.ask",
+                LeaseCall::Report(_) => "lease.report",
+                LeaseCall::Closing(_) => "lease.close",
+            },
+            Self::FenceIncarnation(_) => "incarnation.fence",
+            Self::ReleaseIncarnation(_) => "incarnation.release",
+            Self::ForgetIncarnations { .. } => "incarnation.forget",
         }
     }
 }
@@ -342,6 +402,8 @@ pub struct Receipt {
     pub replayed: Option<Replay>,
     /// The replica id that a join reserved.
     pub replica: Option<ReplicaId>,
+    /// What the node is told.
+    pub lease: Option<Box<LeaseAnswer>>,
 }
 
 /// A retry of an entry that had been applied before.

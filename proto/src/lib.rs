@@ -5,6 +5,7 @@
 //! | [`codec`] | the only bincode calls: magic, kind, length, checksum |
 //! | [`command`] | Raft log entries: admin writes, joins, recorded spend; and their outcomes |
 //! | [`push`] | the stream between control plane and nodes, and resources in their stored form |
+//! | [`lease`] | what nodes and grantor tell each other about leased budgets |
 //! | [`peer`] | what replicas say to each other |
 //! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
 //! | [`usage_log`] | the folder that stands in for Kafka |
@@ -18,6 +19,7 @@ mod blob;
 pub mod codec;
 pub mod command;
 pub mod identity;
+pub mod lease;
 pub mod peer;
 pub mod private_file;
 pub mod push;

@@ -43,6 +43,11 @@ impl TokenCounts {
         }
     }
 
+    /// All tokens of every kind.
+    pub fn total(&self) -> u64 {
+        self.prompt().saturating_add(self.completion())
+    }
+
     /// Adds another attempt's or event's counts. Saturates: 2^64 tokens are not reachable in one sum.
     pub fn add(&mut self, other: &Self) {
         self.input = self.input.saturating_add(other.input);

@@ -113,6 +113,11 @@ impl Span {
         end: None,
     };
 
+    /// Whether `at` lies in it.
+    pub fn covers(&self, at: UnixMillis) -> bool {
+        self.start <= at && !self.over(at)
+    }
+
     /// Whether it is over at `at`.
     pub fn over(&self, at: UnixMillis) -> bool {
         self.end.is_some_and(|end| end <= at)

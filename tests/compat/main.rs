@@ -86,7 +86,12 @@ fn check_all_there<T: DeserializeOwned + Debug>(kind: Kind, names: &[&str]) {
 #[test]
 fn every_command_of_an_old_log_is_read() {
     let commands = samples::commands();
-    let names: Vec<&str> = commands.iter().map(Command::name).collect();
+    // All that a node says about leases is one command with several names.
+    let variant = |command: &Command| match command {
+        Command::Lease { .. } => "lease",
+        other => other.name(),
+    };
+    let names: Vec<&str> = commands.iter().map(variant).collect();
     check_all_there::<Command>(Kind::LogEntry, &names);
     let text = |bytes: &[u8]| log_entry_text(bytes).unwrap();
     check("log", "blank", &log_entry_bytes(3, 2, 40, None), text);

@@ -1,25 +1,30 @@
 //! One value of every stored shape. Their bytes are frozen; the values may only be changed together with a new frozen version.
 
 use tollway_proto::command::{
-    Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, NodeRecord, RecordSpend, Role,
-    UsageCell, UsageSums,
+    Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, NodeRecord, PutBudget, RecordSpend,
+    Role, UsageCell, UsageSums,
 };
+use tollway_proto::lease::LeaseCall;
 use tollway_proto::spool::{OutcomeRecord, ProgressRecord, SegmentHeader, SpoolRecord};
 use tollway_proto::usage::UsageEvent;
-use tollway_shared::budget::{Budget, BudgetMode, BudgetScope, BudgetView};
+use tollway_shared::budget::terms::{Mode, Raise, Terms};
+use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::{
-    AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
+    AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
 };
+use tollway_shared::lease::grantor::Roll;
+use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Epoch, Line, Report, Want};
 use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::Resource;
 use tollway_shared::tenant::{ApiKey, Organization, Project, Team, TenantPath};
-use tollway_shared::time::{Period, UnixMillis};
+use tollway_shared::time::UnixMillis;
 use tollway_shared::tokens::TokenCounts;
+use tollway_shared::window::{Cycle, Every, Zone};
 
 /// 2026-11-22T12:00:00Z.
 const NOON: UnixMillis = UnixMillis(1_795_348_800_000);
@@ -168,14 +173,88 @@ fn key(id: &str, digest: u8) -> ApiKey {
     }
 }
 
+fn raise() -> Raise {
+    Raise {
+        amount: 1_000_000_000,
+        until: NOON.plus_ms(86_400_000),
+        author: AdminId::trusted("root"),
+        reason: "launch".into(),
+    }
+}
+
 fn budget() -> Budget {
+    let cycle = Cycle {
+        every: Every::Days {
+            count: 14,
+            from: NOON.day(),
+        },
+        zone: Zone::utc(),
+    };
+    let terms = Terms {
+        cycle,
+        mode: Mode::Clamp,
+        per_request_max: Some(1_000_000_000),
+        thresholds_percent: vec![1, 50, 90],
+        standby_ppm: 20_000,
+        ..Terms::money(NanoUsd(5_000_000_000))
+    };
     Budget {
         id: BudgetId::trusted("b"),
         scope: BudgetScope::Team(TeamId::trusted("t")),
-        limit: NanoUsd(5_000_000_000),
-        period: Period::Weekly,
-        mode: BudgetMode::Hard,
+        model: Some(ModelId::trusted("a/m")),
+        terms,
     }
+}
+
+/// What a node says about leases, one of each.
+fn lease_calls() -> impl Iterator<Item = Command> {
+    let (incarnation, budget, epoch) = (Incarnation(u128::MAX), BudgetId::trusted("b"), Epoch(1));
+    let want = Want {
+        budget: budget.clone(),
+        epoch: Epoch(0),
+        seen: 0,
+        room: 0,
+        amount: 10_000_000,
+        least: 5_000_000,
+        urgent: true,
+        burn: 3,
+    };
+    let line = Line {
+        budget: budget.clone(),
+        epoch,
+        spent: 4_000_000,
+        returned: 0,
+        seen: 10_000_000,
+        held: 2,
+        recall: 0,
+    };
+    let closed = ClosedLine {
+        budget,
+        epoch,
+        spent: 5_000_000,
+    };
+    let calls = [
+        LeaseCall::Enlist(incarnation),
+        LeaseCall::Ask(Ask {
+            incarnation,
+            serial: 1,
+            wants: vec![want],
+        }),
+        LeaseCall::Report(Report {
+            incarnation,
+            serial: 2,
+            lines: vec![line],
+        }),
+        LeaseCall::Closing(Closing {
+            incarnation: Incarnation(9),
+            lines: vec![closed],
+            doubtful: true,
+        }),
+    ];
+    calls.into_iter().map(|call| Command::Lease {
+        node: NodeId::trusted("node-1"),
+        call,
+    })
 }
 
 fn spend() -> RecordSpend {
@@ -213,7 +292,7 @@ fn spend() -> RecordSpend {
 
 /// Every command once, in an order in which the earlier ones can be applied to an empty state.
 pub(crate) fn commands() -> Vec<Command> {
-    vec![
+    let mut commands = vec![
         Command::InitCluster(InitCluster {
             cluster: ClusterId::trusted("c1"),
             authority_pem: "pem".into(),
@@ -230,7 +309,14 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::PutTeam(team()),
         Command::PutProject(project()),
         Command::CreateKey(key("k", 1)),
-        Command::PutBudget(budget()),
+        Command::PutBudget(PutBudget {
+            window: budget().terms.cycle.span(NOON).ok(),
+            budget: budget(),
+        }),
+        Command::RaiseBudget {
+            budget: BudgetId::trusted("b"),
+            raise: raise(),
+        },
         Command::CreateAdmin(Admin {
             id: AdminId::trusted("viewer@example.com"),
             role: Role::Viewer,
@@ -251,6 +337,21 @@ pub(crate) fn commands() -> Vec<Command> {
             }),
         },
         Command::RecordSpend(spend()),
+    ];
+    commands.extend(lease_calls());
+    commands.extend([
+        Command::RollBudgets(vec![Roll {
+            budget: BudgetId::trusted("b"),
+            span: budget()
+                .terms
+                .cycle
+                .span(NOON.plus_ms(15 * 86_400_000))
+                .expect("a window"),
+        }]),
+        Command::ClearRaises(BudgetId::trusted("other")),
+        Command::FenceIncarnation(Incarnation(9)),
+        Command::ReleaseIncarnation(Incarnation(9)),
+        Command::ForgetIncarnations { before: NOON },
         Command::RotateKey {
             old: ApiKeyId::trusted("k"),
             old_expires_at: NOON.plus_ms(60_000),
@@ -273,7 +374,8 @@ pub(crate) fn commands() -> Vec<Command> {
         Command::PromoteReplica(ReplicaId(1)),
         Command::TransferLeader(ReplicaId(1)),
         Command::RemoveReplica(ReplicaId(1)),
-    ]
+    ]);
+    commands
 }
 
 /// A command as the log has it.
@@ -294,7 +396,7 @@ pub(crate) fn entry(command: Command) -> Entry {
 
 /// Every resource once.
 pub(crate) fn resources() -> Vec<Resource> {
-    let exhausted_window = Some(NOON);
+    let exhausted_window = budget().terms.cycle.span(NOON).ok();
     let budget = budget();
     vec![
         Resource::Provider(provider()),

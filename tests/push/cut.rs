@@ -8,14 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tollway_control::identity::authority::LEAF_LIFE;
 use tollway_control::identity::{LiveCertificate, Material, PeerIdentity, accept, material, tls};
 use tollway_control::publish::{Publisher, Source};
-use tollway_control::raft::Cluster;
+use tollway_control::raft::{Cluster, ProposeFault};
 use tollway_control::state::State;
 use tollway_data::clock;
-use tollway_shared::ids::{ClusterId, ReplicaId, Revision};
+use tollway_proto::command::Outcome;
+use tollway_proto::lease::LeaseCall;
+use tollway_shared::ids::{ClusterId, NodeId, ReplicaId, Revision};
+use tollway_shared::lease::message::Effect;
 use tollway_shared::seal::Key;
 use tollway_shared::snapshot::ResourceKey;
 
@@ -42,6 +45,14 @@ impl Source for Follower {
         reached
             .map(|reached| reached.is_ok() && !self.cut.load(Ordering::SeqCst))
             .boxed()
+    }
+
+    fn lease(&self, node: NodeId, call: LeaseCall) -> BoxFuture<'_, Result<Outcome, ProposeFault>> {
+        Source::lease(&self.cluster, node, call)
+    }
+
+    fn effects(&self) -> broadcast::Receiver<Effect> {
+        self.cluster.effects()
     }
 }
 

@@ -5,7 +5,8 @@ use rand_chacha::ChaCha8Rng;
 use tollway_control::raft::{Cluster, Proposal};
 use tollway_control::state::State;
 use tollway_proto::command::{Admin, Command, InitCluster, Outcome, Role};
-use tollway_shared::budget::{Budget, BudgetMode, BudgetScope};
+use tollway_shared::budget::terms::Terms;
+use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::catalog::{AuthScheme, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::{
@@ -151,13 +152,19 @@ pub(crate) fn command(rng: &mut ChaCha8Rng, value: &str) -> Command {
             rotated_from: None,
         }),
         80..85 => Command::RevokeKey(ApiKeyId::trusted(format!("key-{number}"))),
-        85..92 => Command::PutBudget(Budget {
-            id: BudgetId::trusted(format!("budget-{}", number % 2)),
-            scope: BudgetScope::Organization(OrganizationId::trusted("o")),
-            limit: NanoUsd(rng.random_range(100_000_000..5_000_000_000)),
-            period: Period::Monthly,
-            mode: BudgetMode::Hard,
-        }),
+        85..92 => {
+            let terms = Terms {
+                cycle: Period::Monthly.into(),
+                ..Terms::money(NanoUsd(rng.random_range(100_000_000..5_000_000_000)))
+            };
+            let budget = Budget {
+                id: BudgetId::trusted(format!("budget-{}", number % 2)),
+                scope: BudgetScope::Organization(OrganizationId::trusted("o")),
+                model: None,
+                terms,
+            };
+            Command::PutBudget(budget.into())
+        }
         92..97 => endpoint(1 + number % 3, rng.random_range(0..5)),
         _ => Command::RemoveEndpoint(EndpointId::trusted(format!("p/e{}", 1 + number % 3))),
     }
@@ -170,7 +177,7 @@ pub(crate) fn register(command: &Command) -> Option<ResourceKey> {
         Command::PutModel(model) => (ResourceKind::Model, model.id.text()),
         Command::PutOrganization(organization) => (ResourceKind::Organization, organization.id.text()),
         Command::CreateKey(key) => (ResourceKind::ApiKey, key.id.text()),
-        Command::PutBudget(budget) => (ResourceKind::Budget, budget.id.text()),
+        Command::PutBudget(put) => (ResourceKind::Budget, put.budget.id.text()),
         _ => return None,
     };
     Some(ResourceKey { kind, id })

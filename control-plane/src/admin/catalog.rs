@@ -38,9 +38,14 @@ replaced!(models: "model", tag "models", one "/models/{*id}", list "/models",
     filters []);
 
 /// A model as it is put; a replaced one keeps its birthday.
-fn with_its_birthday(put: ModelPut, id: ModelId, state: &State, now: UnixMillis) -> stored::Model {
+fn with_its_birthday(
+    put: ModelPut,
+    id: ModelId,
+    state: &State,
+    now: UnixMillis,
+) -> Result<stored::Model, Fault> {
     let born = state.models.get(&id).map_or(now, |kept| kept.value.created_at);
-    put.into_stored(id, born)
+    Ok(put.into_stored(id, born))
 }
 
 replaced!(endpoints: "endpoint", tag "endpoints", one "/endpoints/{*id}", list "/endpoints",

@@ -9,7 +9,7 @@
 //! | `params`, `body` | query parameters and bodies, and refusals that name what is wrong in them |
 //! | `exchange` | what every handler does: idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
-//! | `catalog`, `tenant`, `keys`, `admins`, `join_tokens`, `member`, `join`, `usage`, `audit` | the routes |
+//! | `catalog`, `tenant`, `budget`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `audit` | the routes |
 //! | `ops` | health, metrics, the OpenAPI document |
 //! | `openapi` | the document |
 //! | `fault` | refusals |
@@ -18,10 +18,12 @@ mod admins;
 mod audit;
 mod auth;
 mod body;
+mod budget;
 mod catalog;
 mod exchange;
 mod fault;
 mod fleet;
+mod incarnations;
 mod join;
 mod join_tokens;
 mod keys;
@@ -88,10 +90,12 @@ fn collected() -> (Router<Arc<Api>>, Value) {
     let api = OpenApiRouter::new()
         .merge(catalog::routes())
         .merge(tenant::routes())
+        .merge(budget::routes())
         .merge(keys::routes())
         .merge(admins::routes())
         .merge(join_tokens::routes())
         .merge(member::routes())
+        .merge(incarnations::routes())
         .merge(join::routes())
         .merge(usage::routes())
         .merge(audit::routes());

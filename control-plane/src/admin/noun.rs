@@ -59,7 +59,7 @@ pub(crate) trait Replaced: Noun {
     type Put: DeserializeOwned + Serialize;
 
     /// The record that a body makes.
-    fn stored(put: Self::Put, id: Self::Id, state: &State, now: UnixMillis) -> Self::Stored;
+    fn stored(put: Self::Put, id: Self::Id, state: &State, now: UnixMillis) -> Result<Self::Stored, Fault>;
     /// The command that puts a record.
     fn put(stored: Self::Stored) -> Command;
     /// The command that removes a record.
@@ -74,7 +74,7 @@ pub(crate) async fn put<N: Replaced>(
 ) -> Result<Answer<N::View>, Fault> {
     let id: N::Id = path_id("id", id)?;
     let now = clock::now();
-    let stored = N::stored(write.body, id, &api.cluster.state(), now);
+    let stored = N::stored(write.body, id, &api.cluster.state(), now)?;
     let receipt = api.write(write.head, N::put(stored.clone())).await?;
     let kept = Kept {
         value: stored,
@@ -235,12 +235,12 @@ macro_rules! replaced {
             impl noun::Replaced for This {
                 type Put = $put;
 
-                fn stored(put: $put, id: $id, _state: &State, _now: UnixMillis) -> $stored {
-                    noun::own_or_given!(put.into_stored(id) $(, $made(put, id, _state, _now))?)
+                fn stored(put: $put, id: $id, _state: &State, _now: UnixMillis) -> Result<$stored, Fault> {
+                    noun::own_or_given!(Ok(put.into_stored(id)) $(, $made(put, id, _state, _now))?)
                 }
 
                 fn put(stored: $stored) -> Command {
-                    Command::$set(stored)
+                    Command::$set(stored.into())
                 }
 
                 fn remove(id: $id) -> Command {

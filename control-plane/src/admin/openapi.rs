@@ -139,7 +139,11 @@ mod tests {
         let (_, document) = super::super::collected();
         let document = published(&document);
         for (schema, values) in [
-            ("Period", json!(["daily", "weekly", "monthly", "lifetime"])),
+            (
+                "Period",
+                json!(["daily", "weekly", "monthly", "lifetime", "days"]),
+            ),
+            ("BudgetMode", json!(["hard", "clamp", "soft"])),
             ("Dialect", json!(["openai", "anthropic"])),
         ] {
             assert_eq!(document["components"]["schemas"][schema]["enum"], values);

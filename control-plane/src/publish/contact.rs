@@ -92,10 +92,15 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use futures::future::{BoxFuture, FutureExt};
-    use tollway_shared::ids::Revision;
+    use tokio::sync::broadcast;
+    use tollway_proto::command::Outcome;
+    use tollway_proto::lease::LeaseCall;
+    use tollway_shared::ids::{NodeId, Revision};
+    use tollway_shared::lease::message::Effect;
     use tollway_shared::snapshot::ResourceKey;
 
     use super::*;
+    use crate::raft::ProposeFault;
     use crate::state::State;
 
     /// A replica whose majority comes and goes.
@@ -112,6 +117,14 @@ mod tests {
 
         fn confirm(&self) -> BoxFuture<'_, bool> {
             futures::future::ready(self.0.load(Ordering::SeqCst)).boxed()
+        }
+
+        fn lease(&self, _: NodeId, _: LeaseCall) -> BoxFuture<'_, Result<Outcome, ProposeFault>> {
+            futures::future::ready(Err(ProposeFault::NoLeader)).boxed()
+        }
+
+        fn effects(&self) -> broadcast::Receiver<Effect> {
+            broadcast::Sender::new(1).subscribe()
         }
     }
 

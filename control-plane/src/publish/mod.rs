@@ -5,12 +5,14 @@
 //! | [`build`] | pure: a state as one region's nodes see it, built once per revision and region |
 //! | [`session`] | pure: what to send to one node next |
 //! | [`serve`] | the gRPC service: one task and bounded queues per node, so a slow one holds up nobody |
+//! | [`lease`] | what nodes say about leases, handed to the leader |
 //! | [`contact`] | whether a majority confirms what this replica shows |
 //! | [`fleet`] | the nodes connected to this replica, and what they run |
 
 pub mod build;
 pub mod contact;
 pub mod fleet;
+pub mod lease;
 pub mod serve;
 pub mod session;
 
@@ -21,9 +23,12 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
-use tollway_shared::ids::{Region, Revision};
+use tollway_proto::command::{Command, Outcome};
+use tollway_proto::lease::LeaseCall;
+use tollway_shared::ids::{NodeId, Region, Revision};
+use tollway_shared::lease::message::Effect;
 use tollway_shared::seal::Key;
 use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
@@ -33,7 +38,7 @@ use self::build::{Builder, RegionView};
 use self::contact::Contact;
 use self::fleet::{Fleet, FleetNode};
 use crate::metrics;
-use crate::raft::Cluster;
+use crate::raft::{Cluster, Proposal, ProposeFault};
 use crate::state::State;
 
 /// How long after a view could not be built it is tried again, when no new state comes before.
@@ -51,6 +56,12 @@ pub trait Source: Send + Sync + 'static {
 
     /// Waits until the applied state has everything that was answered before the call. `false`: no majority says so, or not in time.
     fn confirm(&self) -> BoxFuture<'_, bool>;
+
+    /// Says at the leader what a node says about leases; answered once it is applied.
+    fn lease(&self, node: NodeId, call: LeaseCall) -> BoxFuture<'_, Result<Outcome, ProposeFault>>;
+
+    /// Follows what applied entries want told to nodes.
+    fn effects(&self) -> broadcast::Receiver<Effect>;
 }
 
 impl Source for Cluster {
@@ -64,6 +75,15 @@ impl Source for Cluster {
 
     fn confirm(&self) -> BoxFuture<'_, bool> {
         self.barrier().map(|reached| reached.is_ok()).boxed()
+    }
+
+    fn lease(&self, node: NodeId, call: LeaseCall) -> BoxFuture<'_, Result<Outcome, ProposeFault>> {
+        self.propose(Proposal::system(Command::Lease { node, call }))
+            .boxed()
+    }
+
+    fn effects(&self) -> broadcast::Receiver<Effect> {
+        Cluster::effects(self)
     }
 }
 

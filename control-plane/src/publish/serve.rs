@@ -1,6 +1,6 @@
 //! The gRPC service `tollway.push.v1.Push`: one task per node around a [`SessionCore`].
 //!
-//! Two bounded queues lead to a node: stops and signs of life go through the fast one, snapshots through the slow one, and the
+//! Two bounded queues lead to a node: stops, recalls and signs of life go through the fast one, snapshots through the slow one, and the
 //! stream drains the fast one first. A node that does not answer in time is disconnected.
 
 use std::pin::Pin;
@@ -10,17 +10,20 @@ use std::time::Duration;
 
 use futures::Stream;
 use futures::stream::{PollNext, StreamExt as _, select_with_strategy};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tollway_proto::push::v1::control_message::Message as Says;
 use tollway_proto::push::v1::node_message::Message as Hears;
 use tollway_proto::push::v1::push_server::{Push, PushServer};
 use tollway_proto::push::v1::{
-    ControlMessage, FullBegin, FullEnd, Heartbeat, Hello, NodeMessage, RenewReply, RenewRequest,
+    ControlMessage, FullBegin, FullEnd, Heartbeat, Hello, LeaseReply, LeaseRequest, NodeMessage, RenewReply,
+    RenewRequest,
 };
 use tollway_proto::push::{ANSWER_MS_MAX, HEARTBEAT_MS, MESSAGE_BYTES_MAX};
 use tollway_shared::ids::{NodeId, Region};
+use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKey;
 use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +31,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Publisher;
 use super::build::RegionView;
 use super::fleet::{FleetNode, refusal};
+use super::lease::recall_for;
 use super::session::{Send, SessionCore};
 use crate::identity::admit::{OnlyNodes, is_registered, peer};
 use crate::identity::{Authority, PeerIdentity};
@@ -35,7 +39,7 @@ use crate::state::State;
 
 /// A node that has not introduced itself in this time is disconnected.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
-/// Stops and signs of life that may wait for one node.
+/// Stops, recalls and signs of life that may wait for one node.
 const FAST_MAX: usize = 64;
 /// Chunks that may wait for one node.
 const SLOW_MAX: usize = 2;
@@ -131,6 +135,12 @@ impl Push for PushService {
             .map(Response::new)
             .map_err(|fault| Status::invalid_argument(fault.to_string()))
     }
+
+    async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseReply>, Status> {
+        let identity = peer(&request)?.clone();
+        let reply = self.publisher.lease(&identity, request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
 }
 
 async fn hello(inbound: &mut Streaming<NodeMessage>) -> Result<Hello, Status> {
@@ -214,6 +224,7 @@ struct Session {
     core: SessionCore,
     view: watch::Receiver<RegionView>,
     states: watch::Receiver<Arc<State>>,
+    effects: broadcast::Receiver<Effect>,
     outbound: Outbound,
     sending: Option<Sending>,
     /// When an answer is due.
@@ -252,6 +263,7 @@ impl Session {
             id,
             view: publisher.region(region).await,
             states: publisher.0.source.watch(),
+            effects: publisher.0.source.effects(),
             publisher,
             identity,
             node,
@@ -295,6 +307,14 @@ impl Session {
                         return Status::permission_denied("this node was removed");
                     }
                 }
+                effect = self.effects.recv() => match effect {
+                    Ok(effect) => if let Err(status) = self.tell(effect) {
+                        return status;
+                    },
+                    // What was missed is told again with the node's next report.
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return Status::unavailable("this replica is stopping"),
+                },
                 _ = heartbeat.tick() => if let Err(status) = self.vouch() {
                     return status;
                 },
@@ -320,6 +340,16 @@ impl Session {
         self.publisher.check()?;
         let revision = self.view.borrow().revision.0;
         self.fast(Says::Heartbeat(Heartbeat { revision }))
+    }
+
+    /// Asks the node for money back, if it is meant. Never in the way of a stop: a recall is told again with the next report.
+    fn tell(&self, effect: Effect) -> Result<(), Status> {
+        if let Some(recall) = recall_for(&self.states.borrow(), &self.node, effect)
+            && self.outbound.fast.capacity() > FAST_MAX / 2
+        {
+            self.fast(Says::Recall(recall.into()))?;
+        }
+        Ok(())
     }
 
     fn turn(&mut self) -> Result<(), Status> {

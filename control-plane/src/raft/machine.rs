@@ -13,6 +13,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot, Stored
 use tokio::sync::{broadcast, watch};
 use tollway_proto::command::{Entry, Member, Outcome, StoredEntry};
 use tollway_shared::ids::Revision;
+use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKey;
 
 use super::changes::{Change, Ring};
@@ -24,6 +25,8 @@ use crate::state::{Applied, State};
 const BATCH_ENTRIES_MAX: usize = 256;
 /// Changes that a slow reader may lag behind before it has to ask the ring.
 const CHANGES_WAITING_MAX: usize = 1_024;
+/// Effects that a slow reader may lag behind. What it misses of recalls is told again with the next report of their holder.
+const EFFECTS_WAITING_MAX: usize = 4_096;
 
 /// What runs every entry: `state::apply`, unless a simulation watches it or breaks it on purpose.
 pub type Apply = Arc<dyn Fn(&mut State, u64, &Entry) -> Applied + Send + Sync>;
@@ -37,6 +40,7 @@ pub(super) struct Published {
     /// The index of the last applied entry.
     pub(super) applied: watch::Sender<u64>,
     pub(super) changes: broadcast::Sender<Arc<Change>>,
+    pub(super) effects: broadcast::Sender<Effect>,
     ring: Mutex<Ring>,
 }
 
@@ -70,6 +74,7 @@ impl Machine {
         let published = Arc::new(Published {
             applied: watch::Sender::new(current.at.map_or(0, |id| id.index)),
             changes: broadcast::Sender::new(CHANGES_WAITING_MAX),
+            effects: broadcast::Sender::new(EFFECTS_WAITING_MAX),
             ring: Mutex::new(Ring::at(current.state.revision)),
             state: watch::Sender::new(Arc::new(current.state.clone())),
         });
@@ -87,7 +92,7 @@ impl Machine {
         self.current.at
     }
 
-    fn apply_entry(&mut self, entry: EntryOf, changes: &mut Vec<Arc<Change>>) -> io::Result<Option<Outcome>> {
+    fn apply_entry(&mut self, entry: EntryOf, batch: &mut Batch) -> io::Result<Option<Outcome>> {
         let index = entry.log_id.index;
         self.current.at = Some(entry.log_id);
         match entry.payload {
@@ -95,12 +100,13 @@ impl Machine {
                 let applied = (self.apply)(&mut self.current.state, index, &command);
                 check_version(&self.current.state)?;
                 if !applied.changed.is_empty() {
-                    changes.push(Arc::new(Change {
+                    batch.changes.push(Arc::new(Change {
                         revision: self.current.state.revision,
                         keys: applied.changed,
                         reset: false,
                     }));
                 }
+                batch.effects.extend(applied.effects);
                 Ok(Some(applied.outcome))
             }
             EntryPayload::Blank => {
@@ -116,7 +122,7 @@ impl Machine {
     }
 
     /// Shows readers the state, then tells proposers.
-    fn publish(&self, changes: &mut Vec<Arc<Change>>, answers: &mut Vec<(Answerer, Option<Outcome>)>) {
+    fn publish(&self, batch: &mut Batch) {
         {
             // The ring first: a reader of the new state must find its changes.
             let mut ring = self
@@ -124,7 +130,7 @@ impl Machine {
                 .ring
                 .lock()
                 .expect("no code panics while it holds the ring");
-            changes.iter().for_each(|change| ring.push(change.clone()));
+            batch.changes.iter().for_each(|change| ring.push(change.clone()));
         }
         self.published
             .state
@@ -132,17 +138,28 @@ impl Machine {
         self.published
             .applied
             .send_replace(self.current.at.map_or(0, |id| id.index));
-        for change in changes.drain(..) {
-            // Nobody may be listening.
+        // Nobody may be listening.
+        for change in batch.changes.drain(..) {
             let _ = self.published.changes.send(change);
         }
-        for (answerer, outcome) in answers.drain(..) {
+        for effect in batch.effects.drain(..) {
+            let _ = self.published.effects.send(effect);
+        }
+        for (answerer, outcome) in batch.answers.drain(..) {
             answerer.send(outcome);
         }
     }
 }
 
 type Answerer = ApplyResponder<Types>;
+
+/// What entries that were applied together leave to be told.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Arc<Change>>,
+    effects: Vec<Effect>,
+    answers: Vec<(Answerer, Option<Outcome>)>,
+}
 
 /// A state that asks for behaviour of a newer version stops this replica; it must not guess.
 fn check_version(state: &State) -> io::Result<()> {
@@ -167,19 +184,19 @@ impl RaftStateMachine<Types> for Machine {
     where
         Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
-        let (mut changes, mut answers) = (Vec::new(), Vec::new());
+        let mut batch = Batch::default();
         let mut waiting = 0;
         while let Some(entry) = entries.next().await {
             let (entry, answerer) = entry?;
-            let outcome = self.apply_entry(entry, &mut changes)?;
-            answers.extend(answerer.map(|answerer| (answerer, outcome)));
+            let outcome = self.apply_entry(entry, &mut batch)?;
+            batch.answers.extend(answerer.map(|answerer| (answerer, outcome)));
             waiting += 1;
             if waiting == BATCH_ENTRIES_MAX {
-                self.publish(&mut changes, &mut answers);
+                self.publish(&mut batch);
                 waiting = 0;
             }
         }
-        self.publish(&mut changes, &mut answers);
+        self.publish(&mut batch);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `propose`, `rounds` | writes and linearizable reads, from any replica |
+//! | `windows` | windows of budgets that have to begin before a write |
 //! | `members` | making a cluster, adding and removing replicas, who leads |
 //! | `machine`, `changes`, `checkpoint` | the applied state, what changed lately, checkpoints |
 //! | `log` | the log on disk |
@@ -24,6 +25,7 @@ mod rounds;
 mod serve;
 mod service;
 mod types;
+mod windows;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -37,6 +39,7 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, watch};
 use tollway_shared::ids::{ClusterId, ReplicaId, Revision};
+use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
 
@@ -212,6 +215,7 @@ async fn start_with(
         was_empty: empty,
         stopping: AtomicBool::new(false),
         reads: Rounds::default(),
+        windows: tokio::sync::Mutex::default(),
     })))
 }
 
@@ -233,6 +237,8 @@ struct Inner {
     stopping: AtomicBool,
     /// Read indexes, shared by those who wait at the same time.
     reads: Rounds<Result<u64, ProposeFault>>,
+    /// Held by whoever begins windows of budgets: the others find it done.
+    windows: tokio::sync::Mutex<()>,
 }
 
 impl Cluster {
@@ -269,6 +275,11 @@ impl Cluster {
     /// Follows changes. A receiver that lags asks [`Cluster::changes_since`].
     pub fn changes(&self) -> broadcast::Receiver<Arc<Change>> {
         self.0.published.changes.subscribe()
+    }
+
+    /// Follows what applied entries want told: to nodes, to people. Every replica sees all of it, once; one that lags misses some.
+    pub fn effects(&self) -> broadcast::Receiver<Effect> {
+        self.0.published.effects.subscribe()
     }
 
     /// The newest revision and every resource that changed after `revision`, from the last [`CHANGES_KEPT`] changes. `None` when

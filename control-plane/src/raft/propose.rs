@@ -20,6 +20,7 @@ use super::Cluster;
 use super::message::{Answer, Ask, Call, Declined, Proposal, Proposed, Reply};
 use super::network::TransportFault;
 use super::types::Types;
+use crate::state::budget;
 
 /// How long a write or a barrier may take. Below the 5 s that the admin API promises, to leave room for its answer.
 pub const PROPOSE_WITHIN: Duration = Duration::from_millis(4_000);
@@ -141,17 +142,30 @@ impl Cluster {
         proposal: Proposal,
         within: Duration,
     ) -> Result<Proposed, Declined> {
+        let deadline = Instant::now() + within;
+        self.begin_windows(&proposal.command, deadline).await?;
+        self.write_here(proposal, deadline).await
+    }
+
+    /// Stamps and writes, if this replica leads.
+    pub(super) async fn write_here(
+        &self,
+        mut proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<Proposed, Declined> {
         if self.is_stopping() {
             return Err(Declined::Stopping);
         }
+        let at = (self.0.now)();
+        budget::stamp(&self.state(), &mut proposal.command, at);
         let entry = StoredEntry::V1(Entry {
-            at: (self.0.now)(),
+            at,
             actor: proposal.actor,
             idempotency: proposal.idempotency,
             if_revision: proposal.if_revision,
             command: proposal.command,
         });
-        match tokio::time::timeout(within, self.0.raft.client_write(entry)).await {
+        match tokio::time::timeout_at(deadline, self.0.raft.client_write(entry)).await {
             Ok(Ok(response)) => {
                 let index = response.log_id.index;
                 let outcome = response.data.ok_or(Declined::Unknown)?;

@@ -41,7 +41,7 @@ use crate::identity::renew::Renewal;
 use crate::identity::{Authority, IdentityFault, LiveCertificate, Material, PeerIdentity, tls};
 use crate::publish::Publisher;
 use crate::raft::{self, Cluster, MembersFault, ProposeFault, RaftConfig};
-use crate::{clock, ledger, metrics};
+use crate::{clock, grantor, ledger, metrics};
 
 pub use self::init::{Initialized, exists, init};
 pub use self::join::{Joined, join};
@@ -178,19 +178,20 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
         publisher.clone(),
         stop_listening.clone(),
     ));
-    let fleet = AllReplicas {
+    let fleet = Arc::new(AllReplicas {
         cluster: cluster.clone(),
         publisher,
         connector: doors.connector,
         channels: Mutex::default(),
-    };
-    let router = admin::router(cluster.clone(), root.clone(), Arc::new(fleet), stop.clone());
+    });
+    let router = admin::router(cluster.clone(), root.clone(), fleet.clone(), stop.clone());
     listeners.spawn(serve::serve(
         doors.admin_listener,
         doors.admin_tls,
         router,
         stop_listening.clone(),
     ));
+    tasks.spawn(grantor::run(cluster.clone(), fleet, clock::now, stop.clone()));
     tasks.spawn(ledger::run(source, cluster.clone(), stop.clone()));
     tasks.spawn(renew(
         &config,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tollway_proto::command::Entry;
 use tollway_shared::ids::Revision;
+use tollway_shared::lease::message::Effect;
 use tollway_shared::seal::sha256;
 use tollway_shared::time::UnixMillis;
 
@@ -59,12 +60,34 @@ pub(crate) fn redacted<T: Serialize>(value: &T) -> String {
 
 /// Adds a record to the end of the chain.
 pub(crate) fn append(state: &mut State, entry: &Entry, touched: Touched) {
+    add(state, entry.at, &entry.actor, entry.command.name(), touched);
+}
+
+/// Notes that a budget's window has reached a threshold.
+pub(crate) fn crossed(state: &mut State, effect: &Effect) {
+    let Effect::Crossed {
+        budget,
+        span,
+        percent,
+    } = effect
+    else {
+        return;
+    };
+    let touched = Touched {
+        target: budget.to_string(),
+        before: None,
+        after: Some(format!("{percent} % of the window from {}", span.start.rfc3339())),
+    };
+    add(state, state.now, "system", "budget.threshold", touched);
+}
+
+fn add(state: &mut State, at: UnixMillis, actor: &str, action: &str, touched: Touched) {
     state.audit_count += 1;
     let record = AuditRecord {
         sequence: state.audit_count,
-        at: entry.at,
-        actor: entry.actor.clone(),
-        action: entry.command.name().to_owned(),
+        at,
+        actor: actor.to_owned(),
+        action: action.to_owned(),
         target: touched.target,
         revision: Revision(state.applied),
         before: touched.before,

@@ -53,6 +53,7 @@ impl Answers {
                 answer: found.answer.clone(),
             }),
             replica: found.replica,
+            lease: None, // nodes send no idempotency key: their messages may be repeated as they are
         }))
     }
 

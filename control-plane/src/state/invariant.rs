@@ -33,8 +33,8 @@ pub fn dangling(state: &State) -> Option<String> {
             return Some(format!("endpoint `{}` refers to nothing", endpoint.id));
         }
     }
-    if state.budget_scopes != super::spend::index(state) {
-        return Some("the budgets by scope are not the budgets".into());
+    if let Some(text) = budgets(state).or_else(|| state.books.broken()) {
+        return Some(text);
     }
     for kept in state.prices.values() {
         if !state.endpoints.contains_key(&kept.value.endpoint) {
@@ -52,4 +52,26 @@ pub fn dangling(state: &State) -> Option<String> {
         }
     }
     None
+}
+
+/// What does not hold between budgets, their tallies, their indexes and their leases.
+fn budgets(state: &State) -> Option<String> {
+    if state.budget_scopes != super::budget::scopes(state) {
+        return Some("the budgets by scope are not the budgets".into());
+    }
+    if state.window_ends != super::budget::ends(state) {
+        return Some("the ends of windows are not those of the tallies".into());
+    }
+    if !state.tallies.keys().eq(state.budgets.keys()) {
+        return Some("there is not one tally for each budget".into());
+    }
+    let leased = state.budgets.values().filter(|kept| kept.value.leased());
+    if !leased.map(|kept| &kept.value.id).eq(state.books.accounts.keys()) {
+        return Some("there is not one account for each leased budget".into());
+    }
+    let apart = state.books.accounts.iter().find(|(id, account)| {
+        let tally = state.tallies.get(*id);
+        tally.is_none_or(|tally| tally.current.span != account.book.span)
+    });
+    apart.map(|(id, _)| format!("the tally of budget `{id}` is in another window than its leases"))
 }

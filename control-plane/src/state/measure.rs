@@ -34,8 +34,9 @@ fn measures_applying_recorded_spend() {
             let budget = Budget {
                 id: BudgetId::trusted(format!("budget-{n}")),
                 scope: BudgetScope::Key(ApiKeyId::trusted(format!("key-{n}"))),
-                ..samples::budget(1 << 50)
+                ..samples::budget(1 << 50).budget
             };
+            let budget = samples::put_budget(budget);
             assert!(matches!(
                 samples::run(&mut state, Command::PutBudget(budget)),
                 Outcome::Done(_)

@@ -151,6 +151,7 @@ pub(super) fn remove_node(state: &mut State, step: &mut Step<'_>, id: &NodeId) -
     if state.nodes.remove(id).is_none() {
         return Err(not_found("node", id));
     }
+    state.books.remove_node(id, state.now);
     step.audit = Some(audit::Touched {
         target: id.to_string(),
         before: None,

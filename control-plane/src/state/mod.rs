@@ -7,7 +7,10 @@
 //! |---|---|
 //! | [`catalog`] | providers, credentials, models, endpoints, prices, notices |
 //! | [`tenant`] | organizations, teams, projects, API keys |
-//! | [`spend`] | budgets and recorded usage |
+//! | [`budget`] | budgets: what they say, their raises, their windows |
+//! | [`tally`] | what the ledger has recorded of each budget |
+//! | [`lease`] | who has how much of which budget |
+//! | [`spend`] | recorded usage |
 //! | [`usage`] | how recorded usage is read, and when it is forgotten |
 //! | [`member`] | the cluster itself: admins, join tokens, nodes |
 //! | [`audit`], [`idempotency`] | what every write leaves behind |
@@ -15,14 +18,19 @@
 //! | [`invariant`] | what must hold after every entry |
 
 pub mod audit;
+pub mod budget;
 pub mod catalog;
 pub mod idempotency;
 pub mod invariant;
+pub mod lease;
 pub mod member;
 pub mod spend;
+pub mod tally;
 pub mod tenant;
 pub mod usage;
 pub mod view;
+
+use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet, Vector};
 use serde::{Deserialize, Serialize};
@@ -31,13 +39,15 @@ use tollway_proto::command::{
     Admin, Command, Entry, JoinToken, NodeRecord, Outcome, Receipt, Refusal, RefusalCode, UsageCell,
     UsageSums,
 };
+use tollway_proto::lease::LeaseAnswer;
 use tollway_shared::budget::Budget;
 use tollway_shared::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, ReplicaId, Revision, TeamId, WriterId,
 };
-use tollway_shared::money::NanoUsd;
+use tollway_shared::lease::grantor::Books;
+use tollway_shared::lease::message::Effect;
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::ResourceKey;
@@ -106,9 +116,14 @@ pub struct State {
     pub budgets: OrdMap<BudgetId, Kept<Budget>>,
     /// Budgets by what they limit. Follows from `budgets`, so it is not stored.
     #[serde(skip)]
-    pub budget_scopes: spend::ScopeIndex,
-    /// Recorded spend per budget and start of its window.
-    pub budget_spend: OrdMap<(BudgetId, UnixMillis), NanoUsd>,
+    pub budget_scopes: budget::ScopeIndex,
+    /// What the ledger has recorded of each budget's windows.
+    pub tallies: OrdMap<BudgetId, Arc<tally::Tally>>,
+    /// When current windows end. Follows from `tallies`, so it is not stored.
+    #[serde(skip)]
+    pub window_ends: budget::EndIndex,
+    /// Hard and clamping budgets: who has how much of them.
+    pub books: Books,
     /// Admins.
     pub admins: OrdMap<AdminId, Kept<Admin>>,
     /// Unused join tokens, by digest.
@@ -152,7 +167,8 @@ impl State {
     /// Reads the stored form.
     pub fn decode(bytes: &[u8]) -> Result<Self, CodecFault> {
         let StoredState::V1(mut state) = codec::decode(Kind::Checkpoint, bytes)?;
-        state.budget_scopes = spend::index(&state);
+        state.budget_scopes = budget::scopes(&state);
+        state.window_ends = budget::ends(&state);
         // Earlier ones had ids that were unique over all providers, and no provider in the key.
         let credentials = state.credentials.values();
         state.credentials = credentials.map(|kept| (kept.value.key(), kept.clone())).collect();
@@ -167,6 +183,8 @@ pub struct Applied {
     pub outcome: Outcome,
     /// The resources that nodes see differently now, each once, in order.
     pub changed: Vec<ResourceKey>,
+    /// What is to be told to nodes and to people.
+    pub effects: Vec<Effect>,
 }
 
 /// What a command did, collected while it runs.
@@ -177,6 +195,8 @@ pub(crate) struct Step<'a> {
     changed: Vec<ResourceKey>,
     audit: Option<audit::Touched>,
     replica: Option<ReplicaId>,
+    lease: Option<Box<LeaseAnswer>>,
+    effects: Vec<Effect>,
 }
 
 /// Applies one committed entry: the only function that changes replicated state.
@@ -198,6 +218,7 @@ fn answered_before(state: &mut State, entry: &Entry) -> Option<Applied> {
     Some(Applied {
         outcome,
         changed: Vec::new(),
+        effects: Vec::new(),
     })
 }
 
@@ -209,17 +230,22 @@ fn run(state: &mut State, index: u64, entry: &Entry) -> Applied {
         changed: Vec::new(),
         audit: None,
         replica: None,
+        lease: None,
+        effects: Vec::new(),
     };
     if let Err(refusal) = dispatch(&mut next, &mut step) {
         return Applied {
             outcome: Outcome::Refused(refusal),
             changed: Vec::new(),
+            effects: Vec::new(),
         };
     }
     let Step {
         mut changed,
         audit,
         replica,
+        lease,
+        effects,
         ..
     } = step;
     changed.sort();
@@ -231,9 +257,13 @@ fn run(state: &mut State, index: u64, entry: &Entry) -> Applied {
         revision: next.revision,
         replayed: None,
         replica,
+        lease,
     };
     if let Some(touched) = audit {
         audit::append(&mut next, entry, touched);
+    }
+    for effect in &effects {
+        audit::crossed(&mut next, effect);
     }
     if let Some(idempotency) = &entry.idempotency {
         let now = next.now;
@@ -244,6 +274,7 @@ fn run(state: &mut State, index: u64, entry: &Entry) -> Applied {
     Applied {
         outcome: Outcome::Done(receipt),
         changed,
+        effects,
     }
 }
 
@@ -275,8 +306,21 @@ fn dispatch(state: &mut State, step: &mut Step<'_>) -> Result<(), Refusal> {
             new,
         } => tenant::rotate_key(state, step, old, *old_expires_at, new),
         Command::RevokeKey(id) => tenant::revoke_key(state, step, id),
-        Command::PutBudget(c) => spend::put_budget(state, step, c),
-        Command::RemoveBudget(id) => spend::remove_budget(state, step, id),
+        Command::PutBudget(c) => budget::put(state, step, c),
+        Command::RemoveBudget(id) => budget::remove(state, step, id),
+        Command::RaiseBudget { budget, raise } => budget::raise(state, step, budget, raise),
+        Command::ClearRaises(id) => budget::clear_raises(state, step, id),
+        Command::RollBudgets(rolls) => {
+            budget::roll(state, step, rolls);
+            Ok(())
+        }
+        Command::Lease { node, call } => lease::call(state, step, node, call),
+        Command::FenceIncarnation(id) => lease::fence(state, step, *id),
+        Command::ReleaseIncarnation(id) => lease::release(state, step, *id),
+        Command::ForgetIncarnations { before } => {
+            lease::forget(state, *before);
+            Ok(())
+        }
         Command::RecordSpend(c) => spend::record(state, step, c),
         Command::CreateAdmin(c) => member::create_admin(state, step, c),
         Command::RemoveAdmin(id) => member::remove_admin(state, step, id),

@@ -1,9 +1,10 @@
 //! A small state for tests: one provider, model, endpoint and price; one organization, project and key.
 
 use tollway_proto::command::{
-    Admin, Command, Entry, InitCluster, Outcome, RecordSpend, Role, UsageCell, UsageSums,
+    Admin, Command, Entry, InitCluster, Outcome, PutBudget, RecordSpend, Role, UsageCell, UsageSums,
 };
-use tollway_shared::budget::{Budget, BudgetMode, BudgetScope};
+use tollway_shared::budget::terms::Terms;
+use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::*;
@@ -162,13 +163,30 @@ pub(crate) fn api_key(id: &str, digest: u8) -> ApiKey {
     }
 }
 
-pub(crate) fn budget(limit: i64) -> Budget {
-    Budget {
+/// A hard monthly budget of organization `o`, in the window around [`NOON`].
+pub(crate) fn budget(limit: i64) -> PutBudget {
+    budget_for(limit, Period::Monthly)
+}
+
+/// The same for another period.
+pub(crate) fn budget_for(limit: i64, period: Period) -> PutBudget {
+    let terms = Terms {
+        cycle: period.into(),
+        ..Terms::money(NanoUsd(limit))
+    };
+    put_budget(Budget {
         id: BudgetId::trusted("b"),
         scope: BudgetScope::Organization(OrganizationId::trusted("o")),
-        limit: NanoUsd(limit),
-        period: Period::Monthly,
-        mode: BudgetMode::Hard,
+        model: None,
+        terms,
+    })
+}
+
+/// Puts in what the leader would at [`NOON`].
+pub(crate) fn put_budget(budget: Budget) -> PutBudget {
+    PutBudget {
+        window: budget.terms.cycle.span(NOON).ok(),
+        budget,
     }
 }
 

@@ -3,11 +3,11 @@
 use tollway_proto::command::{Refusal, RefusalCode};
 use tollway_shared::ids::{ApiKeyId, OrganizationId, ProjectId, TeamId};
 use tollway_shared::snapshot::ResourceKind;
-use tollway_shared::tenant::{ApiKey, Organization, Project, ROTATIONS_MAX, Team};
+use tollway_shared::tenant::{self, ApiKey, Organization, Project, ROTATIONS_MAX, Team};
 use tollway_shared::time::UnixMillis;
 
 use super::view::key;
-use super::{State, Step, must_be_unused, must_exist, not_found, refuse, spend};
+use super::{State, Step, must_be_unused, must_exist, not_found, refuse};
 
 pub(super) fn put_organization(
     state: &mut State,
@@ -179,7 +179,7 @@ pub(super) fn rotate_key(
             format!("API key `{}` exists", new.id),
         ));
     }
-    if spend::line(state, old).count() > ROTATIONS_MAX {
+    if line(state, old).count() > ROTATIONS_MAX {
         return Err(Refusal {
             code: RefusalCode::Conflict,
             field: None,
@@ -209,6 +209,11 @@ pub(super) fn rotate_key(
     Ok(())
 }
 
+/// A key and those that it came from by rotation, the newest first.
+pub(super) fn line(state: &State, key: &ApiKeyId) -> impl Iterator<Item = ApiKeyId> {
+    tenant::line(key.clone(), |key| state.keys.get(key)?.value.rotated_from.clone())
+}
+
 /// Revoking twice keeps the first date and is not an error.
 pub(super) fn revoke_key(state: &mut State, step: &mut Step<'_>, id: &ApiKeyId) -> Result<(), Refusal> {
     let Some(kept) = state.keys.get(id).cloned() else {
@@ -232,5 +237,41 @@ fn stays_in(stored: Option<&OrganizationId>, wanted: &OrganizationId) -> Result<
             format!("cannot change: it belongs to `{stored}`"),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tollway_proto::command::{Command, Outcome};
+
+    use super::*;
+    use crate::state::samples;
+
+    #[test]
+    fn a_key_is_rotated_so_often_and_no_more() {
+        let mut state = samples::catalog();
+        let mut outcome = None;
+        for n in 0..=ROTATIONS_MAX {
+            let old = if n == 0 { "k".to_owned() } else { format!("k{n}") };
+            let mut new = samples::api_key(&format!("k{}", n + 1), 2);
+            new.digest[..8].copy_from_slice(&n.to_be_bytes());
+            let rotate = Command::RotateKey {
+                old: ApiKeyId::trusted(old),
+                old_expires_at: samples::NOON,
+                new,
+            };
+            assert!(!matches!(outcome, Some(Outcome::Refused(_))), "after {n}");
+            outcome = Some(samples::run(&mut state, rotate));
+        }
+        let Some(Outcome::Refused(refusal)) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(refusal.code, RefusalCode::Conflict);
+        let last = ApiKeyId::trusted(format!("k{ROTATIONS_MAX}"));
+        assert_eq!(
+            line(&state, &last).last(),
+            Some(ApiKeyId::trusted("k")),
+            "the first one is reached"
+        );
     }
 }

@@ -3,17 +3,15 @@
 //! The state holds sums per day; they serve `GET /admin/v1/usage` and a new budget's current window. What is too old goes once per
 //! day of the log's own time, with the first stretch recorded on it, so every replica forgets the same at the same entry.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use tollway_proto::command::{UsageCell, UsageSums};
-use tollway_shared::ids::{ApiKeyId, BudgetId, ModelId, OrganizationId, ProjectId, ProviderId, WriterId};
-use tollway_shared::snapshot::ResourceKind;
+use tollway_shared::ids::{ApiKeyId, ModelId, OrganizationId, ProjectId, ProviderId, WriterId};
 use tollway_shared::tenant::TenantPath;
-use tollway_shared::time::{DAY_MS, Day, Period, UnixMillis};
+use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
-use super::view::{self, key};
-use super::{State, Step};
+use super::State;
 
 /// Days for which sums are kept: a year and a month, so that a month can be compared with the same one a year before.
 pub const DAYS_KEPT: i32 = 400;
@@ -24,8 +22,6 @@ pub const CELLS_MAX: usize = 1_000_000;
 /// Longer than Kafka keeps events by default (30 days): whatever the log may still bring is known for a repeat. What comes later
 /// than that, from a spool that was away for longer, is told by its own age: see `LATE_MS` in the ledger's fold.
 pub const WRITER_KEPT_MS: i64 = 45 * DAY_MS;
-/// Spend of a budget's windows is kept until its first instant is this old: the current month's and the one before.
-pub const WINDOW_KEPT_MS: i64 = 70 * DAY_MS;
 
 /// How far a writer has been counted in a partition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +74,7 @@ fn first(day: Day, organization: &OrganizationId) -> UsageCell {
 }
 
 /// Forgets what is too old, once per day.
-pub(super) fn forget_old(state: &mut State, step: &mut Step<'_>) {
+pub(super) fn forget_old(state: &mut State) {
     let today = state.now.day();
     if today <= state.usage_tidied {
         return;
@@ -86,7 +82,6 @@ pub(super) fn forget_old(state: &mut State, step: &mut Step<'_>) {
     state.usage_tidied = today;
     forget_cells(state, today);
     forget_writers(state);
-    forget_windows(state, step);
 }
 
 fn forget_cells(state: &mut State, today: Day) {
@@ -124,41 +119,10 @@ fn forget_writers(state: &mut State) {
     }
 }
 
-fn forget_windows(state: &mut State, step: &mut Step<'_>) {
-    let oldest = state.now.plus_ms(-WINDOW_KEPT_MS);
-    let budgets = state.budgets.clone();
-    let ends = |id: &BudgetId| {
-        budgets
-            .get(id)
-            .is_none_or(|kept| kept.value.period != Period::Lifetime)
-    };
-    let old: Vec<_> = state
-        .budget_spend
-        .keys()
-        .filter(|(id, start)| *start < oldest && ends(id))
-        .cloned()
-        .collect();
-    let touched: BTreeSet<&BudgetId> = old.iter().map(|(id, _)| id).collect();
-    let seen = |state: &State, id: &BudgetId| {
-        let budget = budgets.get(id)?;
-        view::budget(state, &budget.value).exhausted_window
-    };
-    let before: Vec<_> = touched.iter().map(|id| (*id, seen(state, id))).collect();
-    for window in &old {
-        state.budget_spend.remove(window);
-    }
-    for (id, window) in before {
-        if seen(state, id) != window {
-            step.changed.push(key(ResourceKind::Budget, id.text()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tollway_proto::command::{Command, RecordSpend};
-    use tollway_shared::budget::Budget;
-    use tollway_shared::money::NanoUsd;
+    use tollway_shared::time::Period;
 
     use super::*;
     use crate::state::samples::{self, NOON};
@@ -204,11 +168,8 @@ mod tests {
     #[test]
     fn sums_are_kept_for_their_days_and_a_lifetime_budget_remembers_more() {
         let mut state = samples::catalog();
-        let lifetime = Budget {
-            period: Period::Lifetime,
-            ..samples::budget(1000)
-        };
-        samples::run(&mut state, Command::PutBudget(lifetime.clone()));
+        let lifetime = samples::budget_for(1000, Period::Lifetime);
+        samples::run(&mut state, Command::PutBudget(lifetime));
         for days in [0, 1, DAYS_KEPT] {
             record(&mut state, days, 0, 1);
         }
@@ -216,34 +177,9 @@ mod tests {
         record(&mut state, DAYS_KEPT + 1, 0, 1);
         let days: Vec<i32> = state.usage.keys().map(|cell| cell.day.0 - NOON.day().0).collect();
         assert_eq!(days, [1, DAYS_KEPT, DAYS_KEPT + 1]);
-        let raised = Budget {
-            limit: NanoUsd(2000),
-            ..lifetime
-        };
+        let raised = samples::budget_for(2000, Period::Lifetime);
         samples::run(&mut state, Command::PutBudget(raised));
-        let spent: Vec<NanoUsd> = state.budget_spend.values().copied().collect();
-        assert_eq!(
-            spent,
-            [NanoUsd(20)],
-            "a raised limit counts what is forgotten, too"
-        );
-    }
-
-    #[test]
-    fn windows_of_two_months_ago_go_and_nodes_hear_of_it_where_they_see_one() {
-        let mut state = samples::catalog();
-        samples::run(&mut state, Command::PutBudget(samples::budget(5)));
-        record(&mut state, 0, 0, 1);
-        let windows = |state: &State| state.budget_spend.len();
-        assert_eq!(windows(&state), 1);
-        let mut late = samples::spend(1, 2, 1);
-        late.sums[0].0.day = Day(NOON.day().0 + 100);
-        let before = state.revision;
-        samples::run_at(&mut state, NOON.plus_ms(100 * DAY_MS), Command::RecordSpend(late));
-        assert_eq!(windows(&state), 1);
-        assert!(
-            state.revision > before,
-            "the spent window is gone from what nodes see"
-        );
+        let recorded: Vec<i64> = state.tallies.values().map(|tally| tally.current.amount).collect();
+        assert_eq!(recorded, [20], "a raised limit counts what is forgotten, too");
     }
 }

@@ -9,7 +9,7 @@ use tollway_shared::ids::{
 };
 use tollway_shared::snapshot::{Resource, ResourceKey, ResourceKind};
 
-use super::{State, spend};
+use super::{State, tally};
 
 /// A resource's identity.
 pub(crate) fn key(kind: ResourceKind, id: Arc<str>) -> ResourceKey {
@@ -109,14 +109,13 @@ pub fn all(state: &State) -> impl Iterator<Item = Resource> + '_ {
     catalog.chain(tenants)
 }
 
-/// A budget with the newest window whose recorded spend has reached the limit.
+/// A budget as nodes see it. Raises and who made them are the control plane's: nodes spend what they are granted.
 pub fn budget(state: &State, budget: &Budget) -> BudgetView {
-    let exhausted_window = spend::windows(state, &budget.id)
-        .filter(|(_, spent)| *spent >= budget.limit)
-        .map(|(start, _)| start)
-        .last();
+    let mut shown = budget.clone();
+    shown.terms.raises.clear();
+    let tally = state.tallies.get(&budget.id);
     BudgetView {
-        budget: budget.clone(),
-        exhausted_window,
+        exhausted_window: tally.and_then(|tally| tally::exhausted(budget, tally)),
+        budget: shown,
     }
 }

@@ -43,5 +43,8 @@ impl Form {
 
 /// What is done at once even while a snapshot is being written.
 pub(super) fn is_urgent(message: &ControlMessage) -> bool {
-    matches!(message.message, Some(Hears::Stop(_) | Hears::Heartbeat(_)) | None)
+    matches!(
+        message.message,
+        Some(Hears::Stop(_) | Hears::Heartbeat(_) | Hears::Recall(_)) | None
+    )
 }

@@ -145,7 +145,8 @@ impl Intake {
             Message::FullEnd(end) => self.end(end),
             Message::Delta(delta) => Some(self.delta(delta)),
             Message::Stop(stop) => self.stop(stop),
-            Message::Heartbeat(_) => None,
+            // Recalls are for whoever holds leases.
+            Message::Heartbeat(_) | Message::Recall(_) => None,
         }
     }
 

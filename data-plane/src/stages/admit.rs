@@ -122,10 +122,7 @@ fn spent(snapshot: &Snapshot, stops: &Stops, caller: &Caller, now: UnixMillis) -
             .into_iter()
             .flat_map(|all| all.iter())
         {
-            let told = stops
-                .budgets
-                .contains(id)
-                .then(|| view.budget.period.window(now).1);
+            let told = stops.budgets.contains(id).then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
                 return Err(Fault::BudgetExhausted {
                     level: scope.level(),
@@ -182,13 +179,14 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use std::sync::Arc;
 
-    use tollway_shared::budget::{Budget, BudgetMode, BudgetView};
+    use tollway_shared::budget::terms::Terms;
+    use tollway_shared::budget::{Budget, BudgetView};
     use tollway_shared::catalog::Model;
     use tollway_shared::ids::{ApiKeyId, BudgetId, OrganizationId, ProjectId};
     use tollway_shared::money::NanoUsd;
     use tollway_shared::snapshot::Resource;
     use tollway_shared::tenant::{ApiKey, TenantPath};
-    use tollway_shared::time::Period;
+    use tollway_shared::window::Span;
 
     use super::*;
 
@@ -219,14 +217,12 @@ mod tests {
         let budget = Budget {
             id: BudgetId::trusted("b"),
             scope: BudgetScope::Key(ApiKeyId::trusted("k2")),
-            limit: NanoUsd(1),
-            period: Period::Lifetime,
-            mode: BudgetMode::Hard,
+            model: None,
+            terms: Terms::money(NanoUsd(1)),
         };
-        let (start, _) = budget.period.window(UnixMillis(5));
         let view = BudgetView {
             budget,
-            exhausted_window: Some(start),
+            exhausted_window: Some(Span::LIFETIME),
         };
         snapshot.put(Resource::Budget(view), [9; 32]);
         let stopped = keys.map(|key| {

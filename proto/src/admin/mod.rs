@@ -6,14 +6,18 @@
 //! | file | what |
 //! |---|---|
 //! | [`catalog`] | providers, credentials, models, endpoints, prices, notices |
-//! | [`tenant`] | organizations, teams, projects, API keys, budgets |
+//! | [`tenant`] | organizations, teams, projects, API keys |
+//! | [`budget`] | budgets and their raises |
+//! | [`incarnation`] | lives of nodes, and what each holds of budgets |
 //! | [`cluster`] | admins, join tokens, nodes, replicas, audit records |
 //! | [`usage`] | sums of usage |
 //! | [`problem`] | refusals |
 //! | [`text`] | values that travel as text |
 
+pub mod budget;
 pub mod catalog;
 pub mod cluster;
+pub mod incarnation;
 pub mod problem;
 pub mod tenant;
 pub mod text;

@@ -1,15 +1,13 @@
-//! Organizations, teams, projects, API keys, budgets.
+//! Organizations, teams, projects, API keys.
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::budget as stored_budget;
 use tollway_shared::ids::{self, Revision};
-use tollway_shared::money::NanoUsd;
 use tollway_shared::tenant as stored;
-use tollway_shared::time::{self, UnixMillis};
+use tollway_shared::time::UnixMillis;
 use utoipa::ToSchema;
 
 use super::catalog::named;
-use super::text::{self, SecretText, Text, mirror, noun};
+use super::text::{self, SecretText, Text, noun};
 
 fn yes() -> bool {
     true
@@ -294,137 +292,4 @@ pub struct KeyCreated {
     /// Its record.
     #[serde(flatten)]
     pub record: Key,
-}
-
-/// The level of the tenant path that a budget limits, and its id.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BudgetScope {
-    /// Everything of an organization.
-    Organization(text::OrganizationId),
-    /// Everything of a team.
-    Team(text::TeamId),
-    /// Everything of a project.
-    Project(text::ProjectId),
-    /// One API key, and the keys that replace it by rotation.
-    Key(text::ApiKeyId),
-}
-
-impl From<BudgetScope> for stored_budget::BudgetScope {
-    fn from(scope: BudgetScope) -> Self {
-        match scope {
-            BudgetScope::Organization(id) => Self::Organization(id.0),
-            BudgetScope::Team(id) => Self::Team(id.0),
-            BudgetScope::Project(id) => Self::Project(id.0),
-            BudgetScope::Key(id) => Self::Key(id.0),
-        }
-    }
-}
-
-impl From<stored_budget::BudgetScope> for BudgetScope {
-    fn from(scope: stored_budget::BudgetScope) -> Self {
-        match scope {
-            stored_budget::BudgetScope::Organization(id) => Self::Organization(Text(id)),
-            stored_budget::BudgetScope::Team(id) => Self::Team(Text(id)),
-            stored_budget::BudgetScope::Project(id) => Self::Project(Text(id)),
-            stored_budget::BudgetScope::Key(id) => Self::Key(Text(id)),
-        }
-    }
-}
-
-mirror! {
-    /// How often a budget starts again. Boundaries are UTC; weeks start on Monday, months on the 1st.
-    Period = time::Period {
-        /// From 00:00 to 24:00.
-        Daily "daily",
-        /// From Monday 00:00.
-        Weekly "weekly",
-        /// From the 1st, 00:00.
-        Monthly "monthly",
-        /// Never starts again.
-        Lifetime "lifetime",
-    }
-}
-
-mirror! {
-    /// What happens when the money is spent.
-    BudgetMode = stored_budget::BudgetMode {
-        /// Refuse until the period ends.
-        Hard "hard",
-        /// Count and show.
-        Soft "soft",
-    }
-}
-
-fn hard() -> BudgetMode {
-    BudgetMode::Hard
-}
-
-noun! {
-    /// What to make of a budget.
-    put BudgetPut;
-    /// A limit on money.
-    record Budget {
-        /// Its id.
-        id: text::BudgetId,
-        /// What the current period has recorded.
-        spent: text::Usd,
-        /// Whether the recorded spend has reached the limit.
-        exhausted: bool,
-        /// When the next period starts, if ever.
-        resets_at: Option<text::Instant>,
-    }
-    fields {
-        /// What it limits.
-        scope: BudgetScope,
-        /// The most that may be spent in one period, US dollars.
-        limit: text::Usd,
-        /// When it starts again.
-        period: Period,
-        /// What happens at the limit; default: `hard`.
-        #[serde(default = "hard")] mode: BudgetMode,
-    }
-}
-
-impl BudgetPut {
-    /// The stored form under this id.
-    pub fn into_stored(self, id: ids::BudgetId) -> stored_budget::Budget {
-        let Self {
-            scope,
-            limit,
-            period,
-            mode,
-        } = self;
-        stored_budget::Budget {
-            id,
-            scope: scope.into(),
-            limit: limit.0,
-            period: period.into(),
-            mode: mode.into(),
-        }
-    }
-}
-
-impl Budget {
-    /// The JSON form of a stored budget, with what the window around `now` has recorded.
-    pub fn of(budget: &stored_budget::Budget, spent: NanoUsd, now: UnixMillis, revision: Revision) -> Self {
-        let stored_budget::Budget {
-            id,
-            scope,
-            limit,
-            period,
-            mode,
-        } = budget.clone();
-        Self {
-            id: Text(id),
-            spent: Text(spent),
-            exhausted: spent >= limit,
-            resets_at: period.window(now).1.map(Text),
-            scope: scope.into(),
-            limit: Text(limit),
-            period: period.into(),
-            mode: mode.into(),
-            revision: revision.0,
-        }
-    }
 }

@@ -5,7 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Budget, BudgetMode};
 use crate::ids::AdminId;
 use crate::money::NanoUsd;
 use crate::time::UnixMillis;
@@ -103,20 +102,6 @@ pub enum TermsFault {
     Standby,
 }
 
-impl From<&Budget> for Terms {
-    /// The terms of a budget that has only money, a limit and a UTC period.
-    fn from(budget: &Budget) -> Self {
-        Self {
-            mode: match budget.mode {
-                BudgetMode::Hard => Mode::Hard,
-                BudgetMode::Soft => Mode::Soft,
-            },
-            cycle: budget.period.into(),
-            ..Self::money(budget.limit)
-        }
-    }
-}
-
 impl Terms {
     /// A hard limit on money that never starts again.
     pub fn money(limit: NanoUsd) -> Self {
@@ -134,6 +119,12 @@ impl Terms {
 
     /// What is wrong with them, if anything.
     pub fn check(&self) -> Result<(), TermsFault> {
+        self.check_numbers()?;
+        Ok(self.cycle.check()?)
+    }
+
+    /// The same without a look at the time zone: replicas with two editions of the rules must agree.
+    pub fn check_numbers(&self) -> Result<(), TermsFault> {
         let at_most = |sum: i64, raise: &Raise| sum.checked_add(raise.amount).filter(|sum| *sum <= LIMIT_MAX);
         if self.limit <= 0 || self.limit > LIMIT_MAX {
             Err(TermsFault::Limit)
@@ -152,7 +143,7 @@ impl Terms {
         } else if i64::from(self.standby_ppm) > PPM / 2 {
             Err(TermsFault::Standby)
         } else {
-            Ok(self.cycle.check()?)
+            Ok(())
         }
     }
 
@@ -162,6 +153,12 @@ impl Terms {
         valid
             .fold(self.limit, |sum, raise| sum.saturating_add(raise.amount))
             .min(LIMIT_MAX)
+    }
+
+    /// The highest limit that any instant can have: with every raise that is kept, expired or not.
+    pub fn limit_max(&self) -> i64 {
+        let amounts = self.raises.iter().map(|raise| raise.amount);
+        amounts.fold(self.limit, i64::saturating_add).min(LIMIT_MAX)
     }
 
     /// What each node keeps for the time without a control plane.

@@ -1,0 +1,311 @@
+//! Commands on budgets: what they say, their raises, their windows.
+//!
+//! Windows come in with the entry: the leader works them out ([`stamp`], [`due`]), because replicas of two releases may have two
+//! editions of the rules of time zones.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use imbl::OrdSet;
+use tollway_proto::command::{Command, PutBudget, Refusal, RefusalCode};
+use tollway_proto::lease::LeaseCall;
+use tollway_shared::budget::terms::{Raise, Terms, TermsFault};
+use tollway_shared::budget::{Budget, BudgetScope};
+use tollway_shared::ids::{BudgetId, ModelId, OrganizationId};
+use tollway_shared::lease::grantor::Roll;
+use tollway_shared::snapshot::ResourceKind;
+use tollway_shared::tenant::TenantPath;
+use tollway_shared::time::UnixMillis;
+use tollway_shared::window::{Span, WindowFault};
+
+use super::tally::{self, Tally};
+use super::view::key;
+use super::{Kept, State, Step, must_exist, not_found, refuse, tenant};
+
+/// Most windows that one entry begins. At midnight all daily budgets are due at once.
+pub const ROLLS_MAX: usize = 1_000;
+
+/// Which budgets limit a scope. Made from the budgets; not stored.
+pub type ScopeIndex = OrdSet<(BudgetScope, BudgetId)>;
+/// When current windows end. Made from the tallies; not stored.
+pub type EndIndex = OrdSet<(UnixMillis, BudgetId)>;
+
+/// The index of all budgets by what they limit.
+pub(super) fn scopes(state: &State) -> ScopeIndex {
+    let budgets = state.budgets.values().map(|kept| &kept.value);
+    budgets
+        .map(|budget| (budget.scope.clone(), budget.id.clone()))
+        .collect()
+}
+
+/// The index of all windows that end.
+pub(super) fn ends(state: &State) -> EndIndex {
+    let windows = state.tallies.iter();
+    windows
+        .filter_map(|(id, tally)| Some((tally.current.span.end?, id.clone())))
+        .collect()
+}
+
+/// The budgets that count a request on this path for this model: a look-up per level, however many budgets there are.
+pub(super) fn covering(state: &State, path: &TenantPath, model: &ModelId) -> Vec<Budget> {
+    let mut found = Vec::new();
+    if state.budget_scopes.is_empty() {
+        return found;
+    }
+    for scope in BudgetScope::of_path(path, tenant::line(state, &path.key)) {
+        let of_scope = state
+            .budget_scopes
+            .range((scope.clone(), BudgetId::trusted(""))..);
+        for (_, id) in of_scope.take_while(|(found, _)| *found == scope) {
+            let budget = state.budgets.get(id).map(|kept| &kept.value);
+            found.extend(budget.filter(|budget| budget.counts(model)).cloned());
+        }
+    }
+    found
+}
+
+/// Whether spend on a path counts against a scope. A key's scope covers the keys that came from it by rotation, too.
+pub(super) fn covers(state: &State, scope: &BudgetScope, path: &TenantPath) -> bool {
+    match scope {
+        BudgetScope::Key(id) => tenant::line(state, &path.key).any(|key| key == *id),
+        scope => scope.covers(path),
+    }
+}
+
+/// For the leader: puts in what only it may work out.
+pub fn stamp(state: &State, command: &mut Command, at: UnixMillis) {
+    if let Command::PutBudget(put) = command {
+        // One that cannot be worked out is refused when it is applied.
+        put.window = put.budget.terms.cycle.span(at.max(state.now)).ok();
+    }
+}
+
+/// For the leader, before it proposes a command: windows that have to begin first, those that the command is about ahead of others.
+pub fn due(state: &State, command: &Command, at: UnixMillis) -> Vec<Roll> {
+    let now = at.max(state.now);
+    let over = |end: &UnixMillis| *end <= now;
+    if !state.window_ends.get_min().is_some_and(|(end, _)| over(end)) {
+        return Vec::new();
+    }
+    let ended = state.window_ends.iter().take_while(|(end, _)| over(end));
+    let mut ids: BTreeSet<BudgetId> = named(state, command);
+    ids.retain(|id| {
+        let window = state.tallies.get(id).map(|tally| tally.current.span);
+        window.is_some_and(|window| window.over(now))
+    });
+    let room = ROLLS_MAX.saturating_sub(ids.len());
+    ids.extend(ended.map(|(_, id)| id.clone()).take(room));
+    let next = |budget: BudgetId| -> Result<Roll, WindowFault> {
+        let cycle = state.budgets.get(&budget).map(|kept| &kept.value.terms.cycle);
+        let span = cycle.map_or(Ok(Span::LIFETIME), |cycle| cycle.span(now))?;
+        Ok(Roll { budget, span })
+    };
+    // A zone that this leader does not know keeps its budget's window open: nothing is freed.
+    ids.into_iter().filter_map(|id| next(id).ok()).collect()
+}
+
+/// The budgets that a command counts for.
+fn named(state: &State, command: &Command) -> BTreeSet<BudgetId> {
+    match command {
+        Command::Lease {
+            call: LeaseCall::Ask(ask),
+            ..
+        } => ask.wants.iter().map(|want| want.budget.clone()).collect(),
+        Command::RecordSpend(stretch) => {
+            let cells = stretch.sums.iter().map(|(cell, _)| cell);
+            let budgets = cells.flat_map(|cell| covering(state, &cell.path, &cell.model));
+            budgets.map(|budget| budget.id).collect()
+        }
+        Command::PutBudget(put) => BTreeSet::from([put.budget.id.clone()]),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// A new budget, or one that counts something else now, starts with what its window has recorded already, as far back as sums are
+/// kept. One that differs in its limit alone keeps what it has counted, and what is leased of it.
+pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Result<(), Refusal> {
+    let there = match &put.budget.scope {
+        BudgetScope::Organization(id) => state.organizations.contains_key(id),
+        BudgetScope::Team(id) => state.teams.contains_key(id),
+        BudgetScope::Project(id) => state.projects.contains_key(id),
+        BudgetScope::Key(id) => state.keys.contains_key(id),
+    };
+    must_exist(there, "scope", put.budget.scope.level(), put.budget.scope.id())?;
+    if let Some(model) = &put.budget.model {
+        must_exist(state.models.contains_key(model), "model", "model", model)?;
+    }
+    let before = state.budgets.get(&put.budget.id).map(|kept| kept.value.clone());
+    let same_count = |old: &Budget| old.scope == put.budget.scope && old.model == put.budget.model;
+    let same_window =
+        |old: &Budget| old.terms.unit == put.budget.terms.unit && old.terms.cycle == put.budget.terms.cycle;
+    let kept = before
+        .as_ref()
+        .is_some_and(|old| same_count(old) && same_window(old));
+    let mut budget = put.budget.clone();
+    budget.terms.raises = before
+        .as_ref()
+        .filter(|old| old.terms.unit == budget.terms.unit)
+        .map(|old| in_force(&old.terms, state.now))
+        .unwrap_or_default();
+    check(&budget.terms)?;
+    let Some(window) = put.window else {
+        let detail = "names a calendar in which now is in no window";
+        return Err(refuse(RefusalCode::Invalid, "time_zone", detail));
+    };
+    store(state, step, &budget)?;
+    if before.is_some_and(|old| !same_count(&old)) {
+        state.books.remove(&budget.id);
+    }
+    if !kept {
+        let of = organization_of(state, &budget.scope).cloned();
+        let amount = tally::so_far(state, &budget, window, of.as_ref());
+        set_tally(state, &budget.id, Some(Tally::open(window, amount)));
+    }
+    lease(state, step, &budget);
+    step.changed.push(key(ResourceKind::Budget, budget.id.text()));
+    Ok(())
+}
+
+/// Keeps the record and its place in the index.
+fn store(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), Refusal> {
+    let before = state.budgets.get(&budget.id).map(|kept| kept.value.scope.clone());
+    step.put(&mut state.budgets, budget.id.clone(), budget.clone())?;
+    if let Some(scope) = before {
+        state.budget_scopes.remove(&(scope, budget.id.clone()));
+    }
+    state
+        .budget_scopes
+        .insert((budget.scope.clone(), budget.id.clone()));
+    Ok(())
+}
+
+/// Tells the grantor what a budget says now.
+fn lease(state: &mut State, step: &mut Step<'_>, budget: &Budget) {
+    let Some(current) = state.tallies.get(&budget.id).map(|tally| tally.current) else {
+        return;
+    };
+    let effects = state
+        .books
+        .put(&budget.id, &budget.terms, current.span, current.amount, state.now);
+    step.effects.extend(effects);
+}
+
+fn set_tally(state: &mut State, id: &BudgetId, tally: Option<Tally>) {
+    let end = tally.as_ref().and_then(|tally| tally.current.span.end);
+    let before = match tally {
+        Some(tally) => state.tallies.insert(id.clone(), Arc::new(tally)),
+        None => state.tallies.remove(id),
+    };
+    if let Some(end) = before.and_then(|tally| tally.current.span.end) {
+        state.window_ends.remove(&(end, id.clone()));
+    }
+    if let Some(end) = end {
+        state.window_ends.insert((end, id.clone()));
+    }
+}
+
+pub(super) fn remove(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> Result<(), Refusal> {
+    let budget = step.take(&mut state.budgets, id, "budget")?;
+    state.budget_scopes.remove(&(budget.scope, budget.id));
+    set_tally(state, id, None);
+    state.books.remove(id);
+    step.changed.push(key(ResourceKind::Budget, id.text()));
+    Ok(())
+}
+
+/// Raises a limit for a while. Expired raises go.
+pub(super) fn raise(
+    state: &mut State,
+    step: &mut Step<'_>,
+    id: &BudgetId,
+    raise: &Raise,
+) -> Result<(), Refusal> {
+    if raise.until <= state.now {
+        return Err(refuse(RefusalCode::Invalid, "until", "must be in the future"));
+    }
+    let now = state.now;
+    with_raises(state, step, id, |terms| {
+        let mut raises = in_force(terms, now);
+        raises.push(raise.clone());
+        raises
+    })
+}
+
+/// Takes all raises back.
+pub(super) fn clear_raises(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> Result<(), Refusal> {
+    with_raises(state, step, id, |_| Vec::new())
+}
+
+fn with_raises(
+    state: &mut State,
+    step: &mut Step<'_>,
+    id: &BudgetId,
+    raises: impl FnOnce(&Terms) -> Vec<Raise>,
+) -> Result<(), Refusal> {
+    let Some(Kept { value, .. }) = state.budgets.get(id) else {
+        return Err(not_found("budget", id));
+    };
+    let mut budget = value.clone();
+    budget.terms.raises = raises(&budget.terms);
+    check(&budget.terms)?;
+    tally::with(state, step, id, |state, step| {
+        store(state, step, &budget)?;
+        lease(state, step, &budget);
+        Ok(())
+    })
+}
+
+fn in_force(terms: &Terms, now: UnixMillis) -> Vec<Raise> {
+    let raises = terms.raises.iter();
+    raises.filter(|raise| now < raise.until).cloned().collect()
+}
+
+fn check(terms: &Terms) -> Result<(), Refusal> {
+    let Err(fault) = terms.check_numbers() else {
+        return Ok(());
+    };
+    let field = match fault {
+        TermsFault::Limit => "limit",
+        TermsFault::Cycle(_) => "period",
+        TermsFault::PerRequest => "per_request_max",
+        TermsFault::Thresholds => "thresholds_percent",
+        TermsFault::Raises => "raises",
+        TermsFault::Standby => "standby_ppm",
+    };
+    let text = fault.to_string();
+    let detail = text.strip_prefix(&format!("`{field}` ")).unwrap_or(&text);
+    Err(refuse(RefusalCode::Invalid, field, detail))
+}
+
+/// Begins windows. One that has begun already, or is of a budget that is gone, changes nothing.
+pub(super) fn roll(state: &mut State, step: &mut Step<'_>, rolls: &[Roll]) {
+    for roll in rolls {
+        let Some(tally) = state.tallies.get(&roll.budget) else {
+            continue;
+        };
+        if !tally.current.span.over(roll.span.start) {
+            continue;
+        }
+        let mut next = Tally::clone(tally);
+        next.roll(roll.span);
+        tally::with(state, step, &roll.budget, |state, _| {
+            set_tally(state, &roll.budget, Some(next));
+            state.books.roll(roll, state.now);
+        });
+    }
+}
+
+/// Where a scope belongs, as far as it still exists.
+fn organization_of<'a>(state: &'a State, scope: &'a BudgetScope) -> Option<&'a OrganizationId> {
+    let project = match scope {
+        BudgetScope::Organization(id) => return Some(id),
+        BudgetScope::Team(id) => return state.teams.get(id).map(|kept| &kept.value.organization),
+        BudgetScope::Project(id) => id,
+        BudgetScope::Key(id) => &state.keys.get(id)?.value.project,
+    };
+    state.projects.get(project).map(|kept| &kept.value.organization)
+}
+
+#[cfg(test)]
+#[path = "budget_tests.rs"]
+mod tests;
