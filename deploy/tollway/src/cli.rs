@@ -169,15 +169,50 @@ pub(crate) enum Budget {
         /// What it limits: organization=ID, team=ID, project=ID or key=ID
         #[arg(long, value_name = "LEVEL=ID")]
         scope: String,
-        /// US dollars per period, such as 25 or 0.50
-        #[arg(long, value_name = "USD")]
+        /// How much per period: US dollars such as 25 or 0.50, or a number of tokens or requests
+        #[arg(long, value_name = "AMOUNT")]
         limit: String,
-        /// daily, weekly, monthly or lifetime
+        /// money, tokens or requests
+        #[arg(long, default_value = "money")]
+        unit: String,
+        /// Count only requests for this model
+        #[arg(long)]
+        model: Option<String>,
+        /// daily, weekly, monthly, lifetime, or days
         #[arg(long, default_value = "monthly")]
         period: String,
-        /// hard (refuse) or soft (count and show)
+        /// How many days, for --period days
+        #[arg(long, value_name = "COUNT")]
+        days: Option<u16>,
+        /// The first day of some window, for --period days
+        #[arg(long, value_name = "DAY")]
+        first_day: Option<String>,
+        /// Whose midnight, such as Europe/Berlin
+        #[arg(long, default_value = "UTC", value_name = "ZONE")]
+        time_zone: String,
+        /// hard (refuse), clamp (lower the output cap) or soft (count and show)
         #[arg(long, default_value = "hard")]
         mode: String,
+        /// The most that one request may cost at worst
+        #[arg(long, value_name = "AMOUNT")]
+        per_request_max: Option<String>,
+        /// Shares of the limit to announce, in percent
+        #[arg(long, value_delimiter = ',', value_name = "PERCENT")]
+        thresholds: Vec<u8>,
+    },
+    /// Raise a budget's limit until an instant
+    Raise {
+        /// The budget's id
+        id: String,
+        /// How much more
+        #[arg(long, value_name = "AMOUNT")]
+        amount: String,
+        /// From when it is gone, RFC 3339
+        #[arg(long, value_name = "TIME")]
+        until: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
     },
     /// Show budgets and what was spent
     List,

@@ -88,11 +88,12 @@ pub(crate) const NOUNS: &[Noun] = &[
         &[
             "id",
             "scope",
-            "limit",
+            "limit_in_force",
             "period",
             "mode",
-            "spent",
-            "exhausted",
+            "settled",
+            "leased",
+            "free",
             "resets_at",
         ],
     ),
@@ -144,6 +145,12 @@ pub(crate) const NOUNS: &[Noun] = &[
             "connection.connected_at",
             "connection.last_refusal",
         ],
+    ),
+    noun(
+        "incarnation",
+        "incarnations",
+        false,
+        &["id", "node", "standing", "since", "budgets"],
     ),
 ];
 

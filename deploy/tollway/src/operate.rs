@@ -237,15 +237,40 @@ async fn budget(client: &Client, format: Format, command: Budget) -> Result<(), 
             id,
             scope,
             limit,
+            unit,
+            model,
             period,
+            days,
+            first_day,
+            time_zone,
             mode,
+            per_request_max,
+            thresholds,
         } => {
             let (level, of) = pair("--scope", &scope)?;
-            let body = json!({"scope": {level: of}, "limit": limit, "period": period, "mode": mode});
+            let mut body = json!({
+                "scope": {level: of}, "limit": limit, "unit": unit, "period": period, "time_zone": time_zone,
+                "mode": mode, "thresholds_percent": thresholds,
+            });
+            insert(&mut body, "model", model.map(Value::from));
+            insert(&mut body, "days", days.map(Value::from));
+            insert(&mut body, "first_day", first_day.map(Value::from));
+            insert(&mut body, "per_request_max", per_request_max.map(Value::from));
             let answer = client
                 .put(&format!("budgets/{}", segment(&id)), &body, None)
                 .await?;
             done(format, &answer, &format!("budget {id} is in force"));
+        }
+        Budget::Raise {
+            id,
+            amount,
+            until,
+            reason,
+        } => {
+            let body = json!({"amount": amount, "until": until, "reason": reason});
+            let path = format!("budgets/{}/raises", segment(&id));
+            let answer = client.post(&path, &body).await?;
+            done(format, &answer, &format!("budget {id} is raised until {until}"));
         }
         Budget::List => {
             print(
