@@ -48,6 +48,7 @@ mod tests {
         assert_eq!(look(false, Duration::ZERO), []);
         assert_eq!(look(true, half), []);
         assert_eq!(look(false, half + half), [away]);
-        assert_eq!(look(false, half * 3), [away, back]);
+        assert_eq!(look(false, half * 3), [away]);
+        assert_eq!(look(false, half * 4), [away, back]);
     }
 }
