@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tollway_control::state::{State, spend};
+use tollway_control::state::State;
 use tollway_proto::command::{UsageCell, UsageSums};
 
 use crate::world::World;
@@ -36,9 +36,9 @@ pub(crate) fn holds(world: &World, state: &State) -> Result<(), String> {
         ));
     }
     for kept in state.budgets.values() {
-        let spent: i64 = spend::windows(state, &kept.value.id)
-            .map(|(_, spent)| spent.0)
-            .sum();
+        let tally = state.tallies.get(&kept.value.id);
+        let windows = tally.into_iter().flat_map(|tally| tally.windows());
+        let spent: i64 = windows.map(|window| window.amount).sum();
         let costs = found
             .iter()
             .filter(|(cell, _)| kept.value.scope.covers(&cell.path));
