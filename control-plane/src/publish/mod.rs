@@ -253,8 +253,6 @@ fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tollway_proto::command::Command;
-
     use super::*;
     use crate::state::samples::{self, NOON};
 
@@ -276,6 +274,14 @@ mod tests {
 
         fn confirm(&self) -> BoxFuture<'_, bool> {
             futures::future::ready(true).boxed()
+        }
+
+        fn lease(&self, _: NodeId, _: LeaseCall) -> BoxFuture<'_, Result<Outcome, ProposeFault>> {
+            futures::future::ready(Err(ProposeFault::NoLeader)).boxed()
+        }
+
+        fn effects(&self) -> broadcast::Receiver<Effect> {
+            broadcast::Sender::new(1).subscribe()
         }
     }
 
