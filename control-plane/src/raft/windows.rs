@@ -1,7 +1,7 @@
 //! Windows of budgets: the leader begins those that are due before it writes anything that counts in them.
 //!
-//! In an entry of their own, so that every other entry stays as it is. Whoever finds windows due begins a batch of them; writers that
-//! come meanwhile wait for that batch and not for one of their own.
+//! In entries of their own, so that every other entry stays as it is. Whoever finds a window due that it counts in begins a batch of them;
+//! writers that come meanwhile find theirs begun, or begin the next batch.
 
 use tokio::time::Instant;
 use tollway_proto::command::Command;
@@ -10,11 +10,11 @@ use super::Cluster;
 use super::message::{Declined, Proposal};
 use crate::state::budget::{ROLLS_MAX, due};
 
-/// Batches that one look begins at most. The rest waits for the next look.
+/// Batches that one look begins at most. The rest waits for the next look, or for the next try of the write.
 const BATCHES_MAX: usize = 64;
 
 impl Cluster {
-    /// Begins what has to have begun before `command`, and some of the rest.
+    /// Begins what has to have begun before `command`.
     pub(super) async fn begin_windows(&self, command: &Command, deadline: Instant) -> Result<(), Declined> {
         if matches!(command, Command::RollBudgets(_)) || !self.is_leader() {
             return Ok(());
@@ -28,18 +28,21 @@ impl Cluster {
         let Ok(_turn) = turn.await else {
             return Err(late);
         };
-        // Whoever had the turn before may have begun them.
-        let rolls = due(&self.state(), command, now());
-        if rolls.is_empty() {
-            return Ok(());
+        for _ in 0..BATCHES_MAX {
+            // Whoever had the turn before may have begun them.
+            let rolls = due(&self.state(), command, now());
+            if rolls.is_empty() {
+                return Ok(());
+            }
+            let proposal = Proposal::system(Command::RollBudgets(rolls));
+            match self.write_here(proposal, deadline).await {
+                Ok(_) => {}
+                // Of the write itself nothing has been tried; windows that have begun twice have begun once.
+                Err(Declined::Unknown) => return Err(late),
+                Err(declined) => return Err(declined),
+            }
         }
-        let proposal = Proposal::system(Command::RollBudgets(rolls));
-        match self.write_here(proposal, deadline).await {
-            Ok(_) => Ok(()),
-            // Of the write itself nothing has been tried; windows that have begun twice have begun once.
-            Err(Declined::Unknown) => Err(late),
-            Err(declined) => Err(declined),
-        }
+        Err(late)
     }
 
     /// Begins every window that is due, if this replica leads: for budgets of which nobody asks.

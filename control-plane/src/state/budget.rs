@@ -16,7 +16,7 @@ use tollway_shared::lease::grantor::Roll;
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
-use tollway_shared::window::{Span, WindowFault};
+use tollway_shared::window::Span;
 
 use super::tally::{self, Tally};
 use super::view::key;
@@ -80,7 +80,8 @@ pub fn stamp(state: &State, command: &mut Command, at: UnixMillis) {
     }
 }
 
-/// For the leader, before it proposes a command: windows that have to begin first, those that the command is about ahead of others.
+/// For the leader, before it proposes a command: windows that have to begin first. Those of the budgets that the command counts for, if any
+/// is over, and in the same entry as many others as fit; of a command that begins windows itself, whatever is over.
 pub fn due(state: &State, command: &Command, at: UnixMillis) -> Vec<Roll> {
     let now = at.max(state.now);
     let over = |end: &UnixMillis| *end <= now;
@@ -93,15 +94,23 @@ pub fn due(state: &State, command: &Command, at: UnixMillis) -> Vec<Roll> {
         let window = state.tallies.get(id).map(|tally| tally.current.span);
         window.is_some_and(|window| window.over(now))
     });
+    if ids.is_empty() && !matches!(command, Command::RollBudgets(_)) {
+        return Vec::new(); // what nobody waits for begins with the leader's next look
+    }
     let room = ROLLS_MAX.saturating_sub(ids.len());
     ids.extend(ended.map(|(_, id)| id.clone()).take(room));
-    let next = |budget: BudgetId| -> Result<Roll, WindowFault> {
-        let cycle = state.budgets.get(&budget).map(|kept| &kept.value.terms.cycle);
-        let span = cycle.map_or(Ok(Span::LIFETIME), |cycle| cycle.span(now))?;
-        Ok(Roll { budget, span })
-    };
     // A zone that this leader does not know keeps its budget's window open: nothing is freed.
-    ids.into_iter().filter_map(|id| next(id).ok()).collect()
+    let next = |budget: BudgetId| {
+        let ended = state.tallies.get(&budget)?.current.span.end?;
+        let span = state.budgets.get(&budget)?.value.terms.cycle.span(now).ok()?;
+        let span = Span {
+            start: span.start.max(ended), // windows tile, also where the rules of a zone have changed since
+            end: span.end,
+        };
+        Some(Roll { budget, span })
+    };
+    let ids = ids.into_iter().take(ROLLS_MAX);
+    ids.filter_map(next).collect()
 }
 
 /// The budgets that a command counts for.
