@@ -154,3 +154,7 @@ pub fn standing(standing: Standing) -> &'static str {
         Standing::Closed => "closed",
     }
 }
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;

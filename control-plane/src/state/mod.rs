@@ -436,6 +436,8 @@ fn must_be_unused(user: Option<String>, noun: &str) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
+pub(crate) mod lease_samples;
+#[cfg(test)]
 mod measure;
 #[cfg(test)]
 pub(crate) mod samples;

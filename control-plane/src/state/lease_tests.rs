@@ -1,0 +1,164 @@
+//! The life of a lease, entry by entry: granted, settled, recalled, closed, fenced, released.
+
+use tollway_proto::command::{Command, Outcome};
+use tollway_proto::lease::{LeaseAnswer, LeaseCall};
+use tollway_shared::ids::{BudgetId, Incarnation, NodeId};
+use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Effect, Epoch, Verdict, Want};
+
+use crate::state::State;
+use crate::state::lease_samples::{EU_1, ask, at, book, done, enlist, of_key, report, say, with_nodes};
+use crate::state::samples::{self, NOON};
+
+#[test]
+fn money_is_granted_on_all_levels_settled_and_comes_back_when_a_life_is_closed() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(1_000)));
+    done(&mut state, Command::PutBudget(of_key("key", 100)));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    let refused = ask(&mut state, "eu-1", EU_1, &["b", "key"], 101);
+    assert_eq!(refused, Verdict::Exhausted(BudgetId::trusted("key")));
+    assert_eq!(book(&state, "b"), (0, 0, 1_000), "all levels or none");
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b", "key"], 60), Verdict::Granted);
+    let (_, leased, _) = book(&state, "key");
+    assert!(leased >= 60, "{leased}");
+    report(&mut state, "key", EU_1, 50);
+    report(&mut state, "key", EU_1, 40);
+    assert_eq!(book(&state, "key").0, 50, "counters only grow");
+
+    // Its successor reads the spool: 55 were spent in all. The same message again changes nothing.
+    let successor = Incarnation(2);
+    assert!(enlist(&mut state, "eu-1", successor));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b", "key"], 1), Verdict::Fenced);
+    let account = state.books.accounts.get(&BudgetId::trusted("key")).unwrap();
+    let closing = Closing {
+        incarnation: EU_1,
+        lines: vec![ClosedLine {
+            budget: BudgetId::trusted("key"),
+            epoch: account.book.epoch,
+            spent: 55,
+        }],
+        doubtful: false,
+    };
+    for _ in 0..2 {
+        let (answer, _) = say(&mut state, "eu-1", LeaseCall::Closing(closing.clone()));
+        assert!(
+            matches!(answer, LeaseAnswer::Closed { known: true, .. }),
+            "{answer:?}"
+        );
+        assert_eq!(book(&state, "key"), (55, 0, 45));
+        assert_eq!(book(&state, "b"), (0, 0, 1_000));
+    }
+    let again = State::decode(&state.encode()).unwrap();
+    assert_eq!(
+        again, state,
+        "books and tallies are in the checkpoint, indexes are made anew"
+    );
+}
+
+#[test]
+fn a_dead_life_stays_charged_until_somebody_releases_it() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 70), Verdict::Granted);
+    let early = at(&mut state, NOON, Command::ReleaseIncarnation(EU_1)).outcome;
+    assert!(
+        matches!(early, Outcome::Refused(_)),
+        "it may still spend: {early:?}"
+    );
+    done(&mut state, Command::RemoveNode(NodeId::trusted("eu-1")));
+    let out = book(&state, "b").1;
+    assert!(
+        out >= 70,
+        "a node that is removed is fenced, and what it has out stays charged: {out}"
+    );
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    assert_eq!(book(&state, "b"), (0, 0, 100));
+    let actions: Vec<&str> = state
+        .audit
+        .iter()
+        .rev()
+        .take(1)
+        .map(|record| record.action.as_str())
+        .collect();
+    assert_eq!(actions, ["incarnation.release"]);
+}
+
+#[test]
+fn a_node_speaks_for_itself_only() {
+    let mut state = with_nodes();
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    let node = NodeId::trusted("eu-2");
+    let other = Command::Lease {
+        node,
+        call: LeaseCall::Enlist(EU_1),
+    };
+    assert!(matches!(at(&mut state, NOON, other).outcome, Outcome::Refused(_)));
+    let unknown = Command::Lease {
+        node: NodeId::trusted("us-1"),
+        call: LeaseCall::Enlist(Incarnation(9)),
+    };
+    assert!(matches!(
+        at(&mut state, NOON, unknown).outcome,
+        Outcome::Refused(_)
+    ));
+    // Lives without leases leave no trail.
+    for life in 10..20 {
+        assert!(enlist(&mut state, "eu-1", Incarnation(life)));
+    }
+    let standing: Vec<&str> = state
+        .books
+        .members
+        .values()
+        .map(|member| super::standing(member.standing))
+        .collect();
+    assert_eq!(standing.iter().filter(|standing| **standing == "live").count(), 1);
+    assert_eq!(
+        standing.iter().filter(|standing| **standing == "closed").count(),
+        10
+    );
+    done(
+        &mut state,
+        Command::ForgetIncarnations {
+            before: NOON.plus_ms(1),
+        },
+    );
+    assert_eq!(state.books.members.len(), 1);
+}
+
+#[test]
+fn idle_money_of_another_node_is_recalled() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert!(enlist(&mut state, "eu-2", Incarnation(2)));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 90), Verdict::Granted);
+    let want = Want {
+        budget: BudgetId::trusted("b"),
+        epoch: Epoch(0),
+        seen: 0,
+        room: 0,
+        amount: 40,
+        least: 40,
+        urgent: true,
+        burn: 0,
+    };
+    let call = LeaseCall::Ask(Ask {
+        incarnation: Incarnation(2),
+        serial: 1,
+        wants: vec![want],
+    });
+    let (answer, effects) = say(&mut state, "eu-2", call);
+    let LeaseAnswer::Answer(answer) = answer else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(answer.verdict, Verdict::Recalling(BudgetId::trusted("b")));
+    let recalled: Vec<_> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Recall(recall) => Some((recall.incarnation, recall.amount >= 30)),
+            Effect::Crossed { .. } => None,
+        })
+        .collect();
+    assert_eq!(recalled, [(EU_1, true)]);
+}
