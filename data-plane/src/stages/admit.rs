@@ -32,7 +32,7 @@ pub fn check(cx: &mut Context, caller: &Caller, ask: &Ask) -> Result<Vec<ModelId
             Err(fault) => return Err(fault),
         }
     }
-    spent(&snapshot, &cx.plane.live.stops(), caller, now)?;
+    spent(&snapshot, &cx.plane.live.stops(), caller, &models, now)?;
     Ok(models)
 }
 
@@ -103,8 +103,14 @@ fn lifecycle(notice: &Notice, headers: &mut HeaderMap) {
     put("x-tollway-model-lifecycle", "deprecated".into());
 }
 
-/// A hard budget on the tenant path that is spent.
-fn spent(snapshot: &Snapshot, stops: &Stops, caller: &Caller, now: UnixMillis) -> Result<(), Fault> {
+/// A hard budget on the tenant path that is spent, and that every model which may be tried counts for.
+fn spent(
+    snapshot: &Snapshot,
+    stops: &Stops,
+    caller: &Caller,
+    models: &[ModelId],
+    now: UnixMillis,
+) -> Result<(), Fault> {
     if snapshot.budgets.is_empty() {
         return Ok(());
     }
@@ -122,6 +128,9 @@ fn spent(snapshot: &Snapshot, stops: &Stops, caller: &Caller, now: UnixMillis) -
             .into_iter()
             .flat_map(|all| all.iter())
         {
+            if !models.iter().all(|model| view.budget.counts(model)) {
+                continue;
+            }
             let told = stops.budgets.contains(id).then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
                 return Err(Fault::BudgetExhausted {
@@ -225,7 +234,7 @@ mod tests {
             exhausted_window: Some(Span::LIFETIME),
         };
         snapshot.put(Resource::Budget(view), [9; 32]);
-        let stopped = keys.map(|key| {
+        let stops = |snapshot: &Snapshot, key: &ApiKey, models: &[&str]| {
             let path = TenantPath {
                 organization: OrganizationId::trusted("o"),
                 team: None,
@@ -233,12 +242,30 @@ mod tests {
                 key: key.id.clone(),
             };
             let caller = Caller {
-                key: Arc::new(key),
+                key: Arc::new(key.clone()),
                 path,
             };
-            spent(&snapshot, &Stops::default(), &caller, UnixMillis(5)).is_err()
-        });
+            let models: Vec<ModelId> = models.iter().map(|id| ModelId::trusted(*id)).collect();
+            spent(snapshot, &Stops::default(), &caller, &models, UnixMillis(5)).is_err()
+        };
+        let stopped = [0, 1, 2].map(|place| stops(&snapshot, &keys[place], &["a/m"]));
         assert_eq!(stopped, [false, true, true]);
+
+        // One that counts a single model stops that one.
+        let budget = Budget {
+            id: BudgetId::trusted("of-a-model"),
+            scope: BudgetScope::Key(ApiKeyId::trusted("k1")),
+            model: Some(ModelId::trusted("a/m")),
+            terms: Terms::money(NanoUsd(1)),
+        };
+        let view = BudgetView {
+            budget,
+            exhausted_window: Some(Span::LIFETIME),
+        };
+        snapshot.put(Resource::Budget(view), [8; 32]);
+        let asked: [&[&str]; 3] = [&["a/m"], &["a/n"], &["a/m", "a/n"]];
+        let stopped = asked.map(|models| stops(&snapshot, &keys[0], models));
+        assert_eq!(stopped, [true, false, false], "the other one may be tried");
     }
 
     #[test]
