@@ -110,22 +110,34 @@ impl RegionView {
     }
 }
 
+/// Takes a credential from under the cluster's key to under a region's; `None` when its nodes get none.
+pub(super) type Reseal = dyn Fn(&Region, Credential) -> Option<Credential> + Send + Sync;
+
 /// Keeps the views of all regions that are asked for.
 pub struct Builder {
-    sealing_key: Key,
+    reseal: Arc<Reseal>,
     state: Arc<State>,
     /// Everything but credentials.
     common: RegionView,
+    /// What the last move changed, and since which revision; `None`: unknown.
+    moved: Option<(Revision, BTreeSet<ResourceKey>)>,
+    /// Each as of the revision at which it was last asked for.
     regions: BTreeMap<Region, RegionView>,
 }
 
 impl Builder {
     /// Builds what is common to all regions.
     pub fn new(sealing_key: Key, state: Arc<State>) -> Self {
+        Self::with(resealing(sealing_key), state)
+    }
+
+    /// The same, with another way to seal.
+    pub(super) fn with(reseal: Arc<Reseal>, state: Arc<State>) -> Self {
         Self {
-            sealing_key,
+            reseal,
             common: common(&state),
             state,
+            moved: None,
             regions: BTreeMap::new(),
         }
     }
@@ -135,50 +147,61 @@ impl Builder {
         self.common.revision
     }
 
-    /// The view of a region; built when it is asked for the first time.
+    /// The view of a region: moved on from what it was when it was asked for last, or built anew.
+    ///
+    /// One whose building panics is built anew when it is asked for again; the others know nothing of it.
     pub fn region(&mut self, region: &Region) -> RegionView {
-        if let Some(view) = self.regions.get(region) {
-            return view.clone();
+        let view = match (self.regions.remove(region), &self.moved) {
+            (Some(view), _) if view.revision == self.common.revision => view,
+            (Some(view), Some((since, changed))) if view.revision == *since => {
+                self.moved_on(view, region, changed)
+            }
+            _ => self.built(region),
+        };
+        self.regions.insert(region.clone(), view.clone());
+        view
+    }
+
+    /// Moves what is common on to `state`; regions follow when they are asked for. `changed`: everything that changed since the last
+    /// one, or `None` when that is not known.
+    pub fn update(&mut self, state: Arc<State>, changed: Option<&BTreeSet<ResourceKey>>) {
+        self.state = state;
+        let Some(changed) = changed else {
+            self.common = common(&self.state);
+            self.moved = None;
+            self.regions.clear();
+            return;
+        };
+        self.moved = Some((self.common.revision, changed.clone()));
+        for key in changed {
+            if key.kind != ResourceKind::Credential {
+                let resource = view::resource(&self.state, key);
+                let stored = resource.map(|resource| stored(&resource, self.state.now));
+                self.common.set(key, stored);
+            }
         }
+        self.common.revision = self.state.revision;
+    }
+
+    fn built(&self, region: &Region) -> RegionView {
         let mut view = self.common.clone();
         let keys = self.state.credentials.keys();
         for key in keys.map(|id| credential_key(id.text())) {
             view.set(&key, self.credential(region, &key));
         }
-        self.regions.insert(region.clone(), view.clone());
         view
     }
 
-    /// Moves every view on to `state`. `changed`: everything that changed since the last one, or `None` when that is not known.
-    pub fn update(&mut self, state: Arc<State>, changed: Option<&BTreeSet<ResourceKey>>) {
-        self.state = state;
-        let revision = self.state.revision;
-        let Some(changed) = changed else {
-            self.common = common(&self.state);
-            let regions: Vec<Region> = std::mem::take(&mut self.regions).into_keys().collect();
-            for region in regions {
-                self.region(&region);
-            }
-            return;
-        };
-        let mut common = std::mem::take(&mut self.common);
-        let mut regions = std::mem::take(&mut self.regions);
+    fn moved_on(&self, mut view: RegionView, region: &Region, changed: &BTreeSet<ResourceKey>) -> RegionView {
         for key in changed {
-            if key.kind == ResourceKind::Credential {
-                for (region, view) in &mut regions {
-                    view.set(key, self.credential(region, key));
-                }
-                continue;
-            }
-            let stored = view::resource(&self.state, key).map(|resource| stored(&resource, self.state.now));
-            common.set(key, stored.clone());
-            for view in regions.values_mut() {
-                view.set(key, stored.clone());
-            }
+            let stored = match key.kind {
+                ResourceKind::Credential => self.credential(region, key),
+                _ => self.common.entries.get(key).cloned(),
+            };
+            view.set(key, stored);
         }
-        common.revision = revision;
-        regions.values_mut().for_each(|view| view.revision = revision);
-        (self.common, self.regions) = (common, regions);
+        view.revision = self.common.revision;
+        view
     }
 
     /// A credential, sealed for the region, when its nodes may hold it.
@@ -187,9 +210,7 @@ impl Builder {
             return None;
         };
         let allowed = credential.regions.is_empty() || credential.regions.contains(region);
-        let sealed = allowed
-            .then(|| resealed(&self.sealing_key, region, credential))
-            .flatten()?;
+        let sealed = allowed.then(|| (self.reseal)(region, credential)).flatten()?;
         Some(stored(&Resource::Credential(sealed), self.state.now))
     }
 }
@@ -232,20 +253,22 @@ fn halt(resource: &Resource, now: UnixMillis) -> Option<Halt> {
     }
 }
 
-/// Takes a credential from under the cluster's key to under the region's. One that does not open is left out: a node without it
-/// says so, a node with a wrong one would be refused by the provider.
-fn resealed(root: &Key, region: &Region, credential: Credential) -> Option<Credential> {
-    let aad = credential_aad(&credential.provider, &credential.id, credential.version);
-    match seal::open(root, &aad, &credential.sealed) {
-        Ok(plain) => Some(Credential {
-            sealed: seal::seal(&region_key(root, region), &aad, plain.expose()),
-            ..credential
-        }),
-        Err(fault) => {
-            tracing::error!(credential = %credential.id, %fault, "a credential is not published");
-            None
+/// What seals with the cluster's key. A credential that does not open is left out: a node without it says so, a node with a wrong one
+/// would be refused by the provider.
+pub(super) fn resealing(root: Key) -> Arc<Reseal> {
+    Arc::new(move |region, credential| {
+        let aad = credential_aad(&credential.provider, &credential.id, credential.version);
+        match seal::open(&root, &aad, &credential.sealed) {
+            Ok(plain) => Some(Credential {
+                sealed: seal::seal(&region_key(&root, region), &aad, plain.expose()),
+                ..credential
+            }),
+            Err(fault) => {
+                tracing::error!(credential = %credential.id, %fault, "a credential is not published");
+                None
+            }
         }
-    }
+    })
 }
 
 #[cfg(test)]

@@ -34,14 +34,14 @@ use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
 use tonic::Status;
 
-use self::build::{Builder, RegionView};
+use self::build::{Builder, RegionView, Reseal, resealing};
 use self::contact::Contact;
 use self::fleet::{Fleet, FleetNode};
 use crate::metrics;
 use crate::raft::{Cluster, Proposal, ProposeFault};
 use crate::state::State;
 
-/// How long after a view could not be built it is tried again, when no new state comes before.
+/// How long after a view could not be built it is tried again, when no new revision comes before.
 const BUILD_AGAIN: Duration = Duration::from_secs(5);
 
 pub use self::serve::PushService;
@@ -94,15 +94,33 @@ pub struct Publisher(Arc<Inner>);
 struct Inner {
     source: Arc<dyn Source>,
     sealing_key: Key,
+    reseal: Arc<Reseal>,
     now: fn() -> UnixMillis,
     /// `None` until the first state has been built.
     builder: Mutex<Option<Builder>>,
     regions: Mutex<BTreeMap<Region, watch::Sender<RegionView>>>,
-    /// Whether the views are behind because building them panicked.
-    stuck: watch::Sender<bool>,
+    stuck: watch::Sender<Stuck>,
     fleet: Fleet,
     contact: Contact,
     shutdown: CancellationToken,
+}
+
+/// Whose views are behind because building them panicked.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Stuck {
+    /// What is common to all regions could not be built.
+    all: bool,
+    regions: BTreeSet<Region>,
+}
+
+impl Stuck {
+    fn any(&self) -> bool {
+        self.all || !self.regions.is_empty()
+    }
+
+    fn has(&self, region: &Region) -> bool {
+        self.all || self.regions.contains(region)
+    }
 }
 
 impl Publisher {
@@ -113,15 +131,27 @@ impl Publisher {
         now: fn() -> UnixMillis,
         shutdown: CancellationToken,
     ) -> Self {
+        let reseal = resealing(sealing_key.clone());
+        Self::start_with(source, sealing_key, reseal, now, shutdown)
+    }
+
+    fn start_with(
+        source: Arc<dyn Source>,
+        sealing_key: Key,
+        reseal: Arc<Reseal>,
+        now: fn() -> UnixMillis,
+        shutdown: CancellationToken,
+    ) -> Self {
         let contact = Contact::new();
         tokio::spawn(contact.clone().keep(source.clone(), shutdown.clone()));
         let publisher = Self(Arc::new(Inner {
             source,
             sealing_key,
+            reseal,
             now,
             builder: Mutex::default(),
             regions: Mutex::default(),
-            stuck: watch::Sender::new(false),
+            stuck: watch::Sender::default(),
             fleet: Fleet::default(),
             contact,
             shutdown,
@@ -138,41 +168,74 @@ impl Publisher {
 
     async fn follow(self) {
         let mut states = self.0.source.watch();
+        let mut stuck = self.0.stuck.subscribe();
         loop {
             let state = states.borrow_and_update().clone();
-            let built = self.off_thread(move |publisher| publisher.publish(state)).await;
-            tokio::select! {
-                () = self.0.shutdown.cancelled() => return,
-                changed = states.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(BUILD_AGAIN), if !built => {}
+            let revision = state.revision;
+            self.off_thread(move |publisher| publisher.publish(state)).await;
+            let moved = async {
+                let moved = states.wait_for(|state| state.revision != revision);
+                moved.await.is_ok()
+            };
+            // Also when a node of a new region finds that its view cannot be built, later.
+            let again = async {
+                let is_stuck = stuck.wait_for(Stuck::any).await.is_ok();
+                tokio::time::sleep(BUILD_AGAIN).await;
+                is_stuck
+            };
+            let goes_on = tokio::select! {
+                () = self.0.shutdown.cancelled() => false,
+                moved = moved => moved,
+                again = again => again,
+            };
+            if !goes_on {
+                return;
             }
         }
     }
 
-    /// Moves every region's view on. `false`: that panicked, and the views are as they were.
-    fn publish(&self, state: Arc<State>) -> bool {
+    /// Moves the regions' views on. One that cannot be built stays as it was, and the others do not mind.
+    fn publish(&self, state: Arc<State>) {
         let mut builder = held(&self.0.builder);
         let regions = held(&self.0.regions);
         let revision = state.revision;
-        let views = self.guarded(&mut builder, revision, |builder| {
-            self.moved_on(builder, state)?;
-            let builder = builder.as_mut()?;
-            Some(regions.keys().map(|region| builder.region(region)).collect())
-        });
-        let Some(views) = views else { return false };
-        let views: Vec<RegionView> = views.unwrap_or_default();
-        for (view, sender) in views.into_iter().zip(regions.values()) {
-            sender.send_replace(view);
+        let mut stuck = Stuck::default();
+        if self
+            .guarded(None, revision, || self.moved_on(&mut builder, state))
+            .is_none()
+        {
+            *builder = None; // half of what is common would be worse than an old view
+            stuck.all = true;
         }
-        self.0.stuck.send_replace(false);
-        true
+        let shown = regions.iter().filter(|_| !stuck.all);
+        for (region, sender) in shown {
+            let built = self.guarded(Some(region), revision, || Some(builder.as_mut()?.region(region)));
+            match built.flatten() {
+                Some(view) => {
+                    sender.send_if_modified(|shown| {
+                        let is_new = shown.revision != view.revision;
+                        *shown = view;
+                        is_new
+                    });
+                }
+                None => {
+                    stuck.regions.insert(region.clone());
+                }
+            }
+        }
+        // Last: who is told that a view is fresh has it.
+        self.0.stuck.send_if_modified(|before| {
+            let is_new = *before != stuck;
+            *before = stuck;
+            is_new
+        });
     }
 
-    /// Brings the builder to a state; `None` when it is there already.
-    fn moved_on(&self, builder: &mut Option<Builder>, state: Arc<State>) -> Option<()> {
+    /// Brings the builder to a state.
+    fn moved_on(&self, builder: &mut Option<Builder>, state: Arc<State>) {
         match builder {
-            None => *builder = Some(Builder::new(self.0.sealing_key.clone(), state)),
-            Some(builder) if builder.revision() == state.revision => return None,
+            None => *builder = Some(Builder::with(self.0.reseal.clone(), state)),
+            Some(builder) if builder.revision() == state.revision => {}
             Some(builder) => {
                 let revision = state.revision;
                 let changes = self.0.source.changes_since(builder.revision());
@@ -180,24 +243,17 @@ impl Publisher {
                 builder.update(state, known.as_ref().map(|(_, keys)| keys));
             }
         }
-        Some(())
     }
 
-    /// Runs `work` on the builder; `None` when it panics. Half a view would be worse than an old one, so the next try builds all of it
-    /// anew; until one succeeds no node is told that what it has is fresh: see [`Publisher::check`].
-    fn guarded<T>(
-        &self,
-        builder: &mut Option<Builder>,
-        revision: Revision,
-        work: impl FnOnce(&mut Option<Builder>) -> T,
-    ) -> Option<T> {
+    /// Runs `work`, which builds the view of a region, or what is common to all; `None` when it panics. Then it is tried again, and until
+    /// that succeeds no node of the region is told that what it has is fresh: see [`Publisher::check`].
+    fn guarded<T>(&self, region: Option<&Region>, revision: Revision, work: impl FnOnce() -> T) -> Option<T> {
         // Nothing of what a panic may leave half done is looked at again.
-        let done = catch_unwind(AssertUnwindSafe(|| work(&mut *builder))).ok();
+        let done = catch_unwind(AssertUnwindSafe(work)).ok();
         if done.is_none() {
-            *builder = None;
-            self.0.stuck.send_replace(true);
             metrics::publish_fault();
             tracing::error!(
+                region = region.map_or("all", Region::as_str),
                 %revision,
                 again_in = ?BUILD_AGAIN,
                 "what nodes see could not be built: its code panicked; nodes are sent to another replica"
@@ -206,9 +262,9 @@ impl Publisher {
         done
     }
 
-    /// Whether nodes may be told that what this replica shows is the newest there is; the refusal to give them otherwise.
-    fn check(&self) -> Result<(), Status> {
-        if *self.0.stuck.borrow() {
+    /// Whether nodes of a region may be told that what this replica shows is the newest there is; the refusal to give them otherwise.
+    fn check(&self, region: &Region) -> Result<(), Status> {
+        if self.0.stuck.borrow().has(region) {
             return Err(Status::unavailable(
                 "this replica cannot build what nodes see; follow another one",
             ));
@@ -221,16 +277,24 @@ impl Publisher {
         self.off_thread(move |publisher| {
             let mut builder = held(&publisher.0.builder);
             let mut regions = held(&publisher.0.regions);
-            let view = regions.entry(region.clone()).or_insert_with(|| {
-                let revision = builder.as_ref().map(Builder::revision).unwrap_or_default();
-                let built = |builder: &mut Option<Builder>| Some(builder.as_mut()?.region(&region));
-                let view = match *builder {
-                    None => None, // comes with the state that is being built
-                    Some(_) => publisher.guarded(&mut builder, revision, built).flatten(),
-                };
-                watch::Sender::new(view.unwrap_or_default())
-            });
-            view.subscribe()
+            if let Some(sender) = regions.get(&region) {
+                return sender.subscribe();
+            }
+            let view = match &mut *builder {
+                None => RegionView::default(), // comes with the state that is being built
+                Some(builder) => {
+                    let built =
+                        publisher.guarded(Some(&region), builder.revision(), || builder.region(&region));
+                    built.unwrap_or_else(|| {
+                        publisher.0.stuck.send_modify(|stuck| {
+                            stuck.regions.insert(region.clone());
+                        });
+                        RegionView::default()
+                    })
+                }
+            };
+            let sender = regions.entry(region).or_insert(watch::Sender::new(view));
+            sender.subscribe()
         })
         .await
     }
@@ -293,11 +357,12 @@ mod tests {
         });
         let stop = CancellationToken::new();
         let publisher = Publisher::start(replica.clone(), Key::new([3; 32]), || NOON, stop.clone());
-        let mut view = publisher.region(Region::trusted("eu")).await;
+        let eu = Region::trusted("eu");
+        let mut view = publisher.region(eu.clone()).await;
         let first = replica.states.borrow().revision;
         view.wait_for(|view| view.revision == first).await.unwrap();
         publisher.0.contact.wait().await.unwrap();
-        publisher.check().unwrap();
+        publisher.check(&eu).unwrap();
 
         replica.broken.store(true, Ordering::SeqCst);
         let mut stuck = publisher.0.stuck.subscribe();
@@ -305,15 +370,69 @@ mod tests {
         samples::run(&mut state, Command::AddPrice(samples::price("p2", 3, NOON)));
         let second = state.revision;
         replica.states.send_replace(Arc::new(state));
-        stuck.wait_for(|stuck| *stuck).await.unwrap();
+        stuck.wait_for(Stuck::any).await.unwrap();
         assert_eq!(view.borrow().revision, first, "the last whole view stays");
-        assert!(publisher.check().is_err());
+        assert!(publisher.check(&eu).is_err());
 
         // No new state comes.
         view.wait_for(|view| view.revision == second).await.unwrap();
-        stuck.wait_for(|stuck| !*stuck).await.unwrap();
-        publisher.check().unwrap();
+        stuck.wait_for(|stuck| !stuck.any()).await.unwrap();
+        publisher.check(&eu).unwrap();
         assert_eq!(view.borrow().len(), 8, "the sample credential opens nowhere");
+        stop.cancel();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_whose_view_cannot_be_built_is_tried_again_and_holds_up_no_other() {
+        let replica = Arc::new(Replica {
+            states: watch::Sender::new(Arc::new(samples::catalog())),
+            broken: AtomicBool::new(false),
+        });
+        let (eu, us) = (Region::trusted("eu"), Region::trusted("us"));
+        let broken = Arc::new(AtomicBool::new(true));
+        let reseal: Arc<Reseal> = {
+            let (broken, us) = (broken.clone(), us.clone());
+            Arc::new(move |region, credential| {
+                let plants = *region == us && broken.load(Ordering::SeqCst);
+                assert!(!plants, "a planted fault");
+                Some(credential)
+            })
+        };
+        let stop = CancellationToken::new();
+        let key = Key::new([3; 32]);
+        let publisher = Publisher::start_with(replica.clone(), key, reseal, || NOON, stop.clone());
+        let mut stuck = publisher.0.stuck.subscribe();
+        let mut of_eu = publisher.region(eu.clone()).await;
+        let first = replica.states.borrow().revision;
+        of_eu.wait_for(|view| view.revision == first).await.unwrap();
+        publisher.0.contact.wait().await.unwrap();
+
+        // The first node of a region, when everything else is quiet.
+        let mut of_us = publisher.region(us.clone()).await;
+        assert!(publisher.check(&us).is_err());
+        publisher.check(&eu).unwrap();
+        broken.store(false, Ordering::SeqCst);
+        of_us.wait_for(|view| view.revision == first).await.unwrap();
+        stuck.wait_for(|stuck| !stuck.any()).await.unwrap();
+        publisher.check(&us).unwrap();
+
+        // A region that has been served before.
+        broken.store(true, Ordering::SeqCst);
+        let mut state = State::clone(&replica.states.borrow());
+        let mut credential = state.credentials.values().next().unwrap().value.clone();
+        credential.version += 1;
+        samples::run(&mut state, Command::PutCredential(credential));
+        let second = state.revision;
+        assert_ne!(first, second);
+        replica.states.send_replace(Arc::new(state));
+        of_eu.wait_for(|view| view.revision == second).await.unwrap();
+        stuck.wait_for(|stuck| stuck.has(&us)).await.unwrap();
+        publisher.check(&eu).unwrap();
+        assert!(publisher.check(&us).is_err());
+        assert_eq!(of_us.borrow().revision, first, "the last whole view stays");
+        broken.store(false, Ordering::SeqCst);
+        of_us.wait_for(|view| view.revision == second).await.unwrap();
+        assert_eq!(of_us.borrow().hash(), of_eu.borrow().hash());
         stop.cancel();
     }
 }

@@ -221,6 +221,7 @@ struct Session {
     publisher: Publisher,
     identity: PeerIdentity,
     node: NodeId,
+    region: Region,
     core: SessionCore,
     view: watch::Receiver<RegionView>,
     states: watch::Receiver<Arc<State>>,
@@ -261,12 +262,13 @@ impl Session {
         publisher.0.fleet.connected(id, entry);
         Self {
             id,
-            view: publisher.region(region).await,
+            view: publisher.region(region.clone()).await,
             states: publisher.0.source.watch(),
             effects: publisher.0.source.effects(),
             publisher,
             identity,
             node,
+            region,
             core,
             outbound,
             sending: None,
@@ -337,7 +339,7 @@ impl Session {
 
     /// Tells the node that what it has been sent is what a majority has; ends the stream when that cannot be said.
     fn vouch(&self) -> Result<(), Status> {
-        self.publisher.check()?;
+        self.publisher.check(&self.region)?;
         let revision = self.view.borrow().revision.0;
         self.fast(Says::Heartbeat(Heartbeat { revision }))
     }
