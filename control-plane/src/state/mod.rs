@@ -169,9 +169,6 @@ impl State {
         let StoredState::V1(mut state) = codec::decode(Kind::Checkpoint, bytes)?;
         state.budget_scopes = budget::scopes(&state);
         state.window_ends = budget::ends(&state);
-        // Earlier ones had ids that were unique over all providers, and no provider in the key.
-        let credentials = state.credentials.values();
-        state.credentials = credentials.map(|kept| (kept.value.key(), kept.clone())).collect();
         Ok(state)
     }
 }
