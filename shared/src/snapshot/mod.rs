@@ -5,6 +5,7 @@
 //! resources' digests modulo 2^256: it does not depend on order, and both planes keep it up in O(1) per change.
 
 mod hash;
+mod lines;
 mod resource;
 
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::tenant::{self, ApiKey, KeyDigest, Organization, Project, TenantPath};
 use crate::time::UnixMillis;
 
 pub use self::hash::{Digest, StateHash};
+use self::lines::Lines;
 pub use self::resource::{Resource, ResourceKey, ResourceKind};
 
 /// Something in a snapshot that does not fit the rest.
@@ -58,6 +60,7 @@ pub struct Snapshot {
     pub keys: HashMap<KeyDigest, Arc<ApiKey>>,
     /// Budgets by scope, then id.
     pub budgets: OrdMap<BudgetScope, OrdMap<Arc<str>, Arc<BudgetView>>>,
+    lines: Lines,
     all: OrdMap<ResourceKey, (Arc<Resource>, Digest)>,
     hash: StateHash,
 }
@@ -135,22 +138,9 @@ impl Snapshot {
         })
     }
 
-    /// A key and those that it came from by rotation, the newest first. A budget on any of them holds for it.
+    /// A key and those with a budget that it came from by rotation, the newest first. A budget on any of them holds for it.
     pub fn line(&self, key: &ApiKey) -> impl Iterator<Item = ApiKeyId> {
-        let rotated_from = |id: &ApiKeyId| {
-            if *id == key.id {
-                return key.rotated_from.clone(); // no look-up for a key that was never rotated
-            }
-            let key = ResourceKey {
-                kind: ResourceKind::ApiKey,
-                id: id.text(),
-            };
-            match self.get(&key)?.as_ref() {
-                Resource::ApiKey(key) => key.rotated_from.clone(),
-                _ => None,
-            }
-        };
-        tenant::line(key.id.clone(), rotated_from)
+        tenant::line(key.id.clone(), |id| self.lines.nearest(id).cloned())
     }
 
     /// What does not fit: dangling references, inadmissible prices, addresses that are not URLs. Empty = consistent.
@@ -253,8 +243,16 @@ impl Snapshot {
             }
             Resource::Organization(r) => drop(self.organizations.insert(r.id.clone(), Arc::new(r.clone()))),
             Resource::Project(r) => drop(self.projects.insert(r.id.clone(), Arc::new(r.clone()))),
-            Resource::ApiKey(r) => drop(self.keys.insert(r.digest, Arc::new(r.clone()))),
+            Resource::ApiKey(r) => {
+                if let Some(replaced) = &r.rotated_from {
+                    self.lines.put(&r.id, replaced);
+                }
+                drop(self.keys.insert(r.digest, Arc::new(r.clone())));
+            }
             Resource::Budget(r) => {
+                if let BudgetScope::Key(key) = &r.budget.scope {
+                    self.lines.limit(key, true);
+                }
                 let at_scope = self.budgets.entry(r.budget.scope.clone()).or_default();
                 drop(at_scope.insert(r.budget.id.text(), Arc::new(r.clone())));
             }
@@ -272,8 +270,19 @@ impl Snapshot {
             Resource::Notice(r) => drop_inner(&mut self.notices, &r.model, &r.id.text()),
             Resource::Organization(r) => drop(self.organizations.remove(&r.id)),
             Resource::Project(r) => drop(self.projects.remove(&r.id)),
-            Resource::ApiKey(r) => drop(self.keys.remove(&r.digest)),
-            Resource::Budget(r) => drop_inner(&mut self.budgets, &r.budget.scope, &r.budget.id.text()),
+            Resource::ApiKey(r) => {
+                if let Some(replaced) = &r.rotated_from {
+                    self.lines.remove(&r.id, replaced);
+                }
+                drop(self.keys.remove(&r.digest));
+            }
+            Resource::Budget(r) => {
+                let scope = &r.budget.scope;
+                drop_inner(&mut self.budgets, scope, &r.budget.id.text());
+                if let BudgetScope::Key(key) = scope {
+                    self.lines.limit(key, self.budgets.contains_key(scope));
+                }
+            }
             Resource::Team(_) => {}
         }
     }
