@@ -92,6 +92,7 @@ fn counts(fault: AttemptFault) -> bool {
         | AttemptFault::Address
         | AttemptFault::Timeout
         | AttemptFault::Broken
+        | AttemptFault::CutShort
         | AttemptFault::Garbled
         | AttemptFault::Credential => true,
     }

@@ -56,6 +56,11 @@ def test_the_models_list_names_the_model(client, quickstart):
     assert quickstart.model in [model.id for model in client.models.list()]
 
 
+def test_one_model_is_retrieved_by_its_name(client, quickstart):
+    # The client sends the slash of the name as %2F.
+    assert client.models.retrieve(quickstart.model).id == quickstart.model
+
+
 def test_a_wrong_key_is_an_authentication_error(quickstart):
     stranger = quickstart.client(api_key="sk-tw-v1-notavalidkey")
     with pytest.raises(openai.AuthenticationError) as caught:

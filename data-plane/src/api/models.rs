@@ -1,5 +1,6 @@
 //! The models that a key may ask for, in a shape that OpenAI's and OpenRouter's clients read.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use http::HeaderMap;
@@ -97,10 +98,11 @@ pub fn list(plane: &Rc<Plane>, headers: &HeaderMap) -> Reply {
     })
 }
 
-/// `GET /v1/models/{author}/{slug}`.
-pub fn one(plane: &Rc<Plane>, headers: &HeaderMap, slug: &str) -> Reply {
+/// `GET /v1/models/{author}/{slug}`. The slash may come encoded: OpenAI's clients send the id as one segment.
+pub fn one(plane: &Rc<Plane>, headers: &HeaderMap, encoded: &str) -> Reply {
     answer(plane, headers, |snapshot, caller, now| {
-        let found = snapshot.models.get(slug);
+        let slug = decoded(encoded)?;
+        let found = snapshot.models.get(slug.as_ref());
         let item = found.and_then(|model| item(snapshot, caller, model, now));
         let item = item.ok_or_else(|| Fault::ModelNotFound {
             model: slug.chars().take(tollway_shared::ids::ID_BYTES_MAX).collect(),
@@ -108,6 +110,22 @@ pub fn one(plane: &Rc<Plane>, headers: &HeaderMap, slug: &str) -> Reply {
         })?;
         Ok(reply::json(200, HeaderMap::new(), &item))
     })
+}
+
+/// An id as it stands in a path. The decoder lets a `%` without two hex digits pass; here it is refused.
+fn decoded(encoded: &str) -> Result<Cow<'_, str>, Fault> {
+    let bad = || Fault::InvalidField {
+        field: "model".into(),
+        detail: "is not percent-encoded UTF-8: write `%` as `%25`".into(),
+    };
+    let hex = |digit: Option<&u8>| digit.is_some_and(u8::is_ascii_hexdigit);
+    let escapes = |rest: &str| hex(rest.as_bytes().first()) && hex(rest.as_bytes().get(1));
+    if !encoded.split('%').skip(1).all(escapes) {
+        return Err(bad());
+    }
+    percent_encoding::percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|_| bad())
 }
 
 fn answer(
@@ -197,6 +215,25 @@ fn per_token(price: Price) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_in_a_path_is_decoded_once_and_a_bad_escape_is_refused() {
+        for (encoded, id) in [
+            ("demo/echo", Some("demo/echo")),
+            ("demo%2Fecho", Some("demo/echo")),
+            ("demo%2fecho", Some("demo/echo")),
+            ("demo%252Fecho", Some("demo%2Fecho")),
+            ("a/b%3Afree", Some("a/b:free")),
+            ("demo%2", None),
+            ("demo%", None),
+            ("demo%+1echo", None),
+            ("demo%zzecho", None),
+            ("demo%ffecho", None),
+        ] {
+            assert_eq!(decoded(encoded).ok().as_deref(), id, "{encoded}");
+        }
+        assert_eq!(decoded("%").unwrap_err().spec().status, 400);
+    }
 
     #[test]
     fn prices_per_token_are_exact_decimals() {

@@ -80,9 +80,9 @@ pub struct Preferences {
 
 /// The options inside `stream_options` that are acted on.
 #[derive(Debug, Default, Deserialize)]
-struct StreamOptions {
-    #[serde(default)]
-    include_usage: Option<bool>,
+struct StreamOptions<'a> {
+    #[serde(default, borrow)]
+    include_usage: Option<&'a RawValue>,
 }
 
 impl Ask {
@@ -103,6 +103,11 @@ impl Ask {
         let wanted = "an object";
         let stream_options: Option<Option<StreamOptions>> =
             optional("stream_options", wanted, head.stream_options)?;
+        let wants_usage: Option<Option<bool>> = optional(
+            "stream_options.include_usage",
+            "true or false",
+            stream_options.flatten().and_then(|options| options.include_usage),
+        )?;
         let provider: Option<Preferences> =
             optional("provider", "an object of routing preferences", head.provider)?;
         let user: Option<String> = optional("user", "a string", head.user)?;
@@ -121,10 +126,7 @@ impl Ask {
             model_at: at(model),
             fallbacks,
             stream: optional("stream", "true or false", head.stream)?.unwrap_or(false),
-            wants_usage: stream_options
-                .flatten()
-                .and_then(|o| o.include_usage)
-                .unwrap_or(false),
+            wants_usage: wants_usage.flatten().unwrap_or(false),
             stream_options_at: head.stream_options.map(at),
             user: user.map(|user| user.chars().take(USER_CHARS_MAX).collect()),
             provider: provider.unwrap_or_default(),
@@ -242,6 +244,18 @@ mod tests {
             (
                 format!(r#"{{"model":"a/b",{MESSAGES},"stream":"yes"}}"#),
                 "invalid_value stream",
+            ),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"stream_options":{{"include_usage":"a"}}}}"#),
+                "invalid_value stream_options.include_usage",
+            ),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"stream_options":7}}"#),
+                "invalid_value stream_options",
+            ),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"stream_options":{{"include_usage":null}}}}"#),
+                "ok",
             ),
             (format!(r#"{{"model":7,{MESSAGES}}}"#), "invalid_value model"),
             (

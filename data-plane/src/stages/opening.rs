@@ -108,7 +108,7 @@ pub(super) async fn begun(
             deadline
         };
         let Some(body) = &mut begun.body else {
-            return Err(AttemptFault::Broken.into());
+            return Err(AttemptFault::CutShort.into());
         };
         match timeout_at(wait, body.frame()).await {
             Ok(Some(Ok(frame))) => {
@@ -116,13 +116,13 @@ pub(super) async fn begun(
                     begun.parser.push(data);
                 }
             }
-            Ok(Some(Err(_))) => return Err(AttemptFault::Broken.into()),
+            Ok(Some(Err(_))) => return Err(AttemptFault::CutShort.into()),
             Ok(None) => {
                 begun.body = None;
                 // The last event may lack its blank line.
                 return match begun.parser.finish() {
                     Some(frame) if begun.take(&frame, tally)? => Ok(begun),
-                    _ => Err(AttemptFault::Broken.into()),
+                    _ => Err(AttemptFault::CutShort.into()),
                 };
             }
             Err(_) if opened && wait == deadline => return Ok(begun),
@@ -140,7 +140,7 @@ pub(super) async fn whole(mut body: AnswerBody, max: usize, idle: Duration) -> R
             .await
             .map_err(|_| AttemptFault::Timeout)?;
         let Some(frame) = frame else { break };
-        let Ok(data) = frame.map_err(|_| AttemptFault::Broken)?.into_data() else {
+        let Ok(data) = frame.map_err(|_| AttemptFault::CutShort)?.into_data() else {
             continue;
         };
         match first.take() {

@@ -215,7 +215,9 @@ impl Relay {
         while self.timer.as_mut().poll(cx).is_ready() {
             let deadline = self.heard + self.idle;
             if Instant::now() >= deadline {
-                self.fail(&self.broken());
+                self.fail(&Fault::StreamStalled {
+                    provider: self.candidate.provider.id.clone(),
+                });
                 return Poll::Ready(());
             }
             self.timer.as_mut().reset(deadline);

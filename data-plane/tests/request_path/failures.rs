@@ -123,7 +123,7 @@ async fn a_stream_that_breaks_ends_in_an_error_event() {
     let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
     for (number, prompt, code) in [
         (1, "[[tw:chunks=20]] [[tw:cut_after=3]]", "upstream_broken"),
-        (2, "[[tw:chunks=20]] [[tw:stall_after=3]]", "upstream_broken"),
+        (2, "[[tw:chunks=20]] [[tw:stall_after=3]]", "upstream_timeout"),
         (3, "[[tw:chunks=20]] [[tw:error_event=3]]", "upstream_error"),
     ] {
         let text = node

@@ -11,6 +11,8 @@ pub enum AttemptFault {
     Timeout,
     /// The connection broke before the first byte.
     Broken,
+    /// The answer broke off before any of it could be passed on.
+    CutShort,
     /// The provider answered with an error status.
     Status(u16),
     /// The provider answered with something that is not its dialect.
@@ -26,7 +28,7 @@ impl AttemptFault {
             Self::Connect => "connect",
             Self::Address => "address",
             Self::Timeout => "timeout",
-            Self::Broken => "broken",
+            Self::Broken | Self::CutShort => "broken",
             Self::Status(_) => "status",
             Self::Garbled => "garbled",
             Self::Credential => "credential",
@@ -42,6 +44,7 @@ impl AttemptFault {
             | Self::Address
             | Self::Timeout
             | Self::Broken
+            | Self::CutShort
             | Self::Garbled
             | Self::Credential => true,
         }
@@ -55,6 +58,7 @@ pub(super) fn attempt_hint(fault: AttemptFault) -> String {
         AttemptFault::Address => "its address is not allowed".into(),
         AttemptFault::Timeout => "it did not answer in time".into(),
         AttemptFault::Broken => "it closed the connection before answering".into(),
+        AttemptFault::CutShort => "its answer broke off".into(),
         AttemptFault::Status(status) => format!("it answered with status {status}"),
         AttemptFault::Garbled => "its answer was not understood".into(),
         AttemptFault::Credential => "no usable credential for it on this node".into(),

@@ -83,6 +83,9 @@ impl Fault {
             Self::StreamBroken {
                 provider: provider.clone(),
             },
+            Self::StreamStalled {
+                provider: provider.clone(),
+            },
             Self::StreamError {
                 provider,
                 status: None,

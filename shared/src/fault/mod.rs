@@ -193,6 +193,12 @@ pub enum Fault {
         /// Whose answer.
         provider: ProviderId,
     },
+    /// The provider fell silent after its answer had begun.
+    #[error("provider `{provider}` fell silent in the middle of its answer")]
+    StreamStalled {
+        /// Whose answer.
+        provider: ProviderId,
+    },
     /// The provider reported an error inside its answer.
     #[error("provider `{provider}` reported an error inside its answer: {message}")]
     StreamError {
@@ -316,6 +322,7 @@ impl Fault {
                 spec("attempts_exhausted", 502, "server_error", Provider, false)
             }
             Self::StreamBroken { .. } => spec("upstream_broken", 502, "server_error", Provider, false),
+            Self::StreamStalled { .. } => spec("upstream_timeout", 504, "server_error", Provider, false),
             Self::StreamError { .. } => spec("upstream_error", 502, "server_error", Provider, false),
             Self::NoSnapshot => spec("no_snapshot", 503, "server_error", Operator, true),
             Self::ControlPlaneStale => spec("control_plane_stale", 503, "server_error", Operator, true),
@@ -357,9 +364,9 @@ impl Fault {
                 status,
                 message,
             } => (provider, *status, Some(message.as_str())),
-            Self::AttemptsExhausted { provider, .. } | Self::StreamBroken { provider } => {
-                (provider, None, None)
-            }
+            Self::AttemptsExhausted { provider, .. }
+            | Self::StreamBroken { provider }
+            | Self::StreamStalled { provider } => (provider, None, None),
             _ => return None,
         };
         let ours = status.is_some_and(of_credential);
