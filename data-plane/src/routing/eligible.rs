@@ -128,3 +128,31 @@ fn wished(wishes: &Preferences, provider: &str) -> bool {
         && !names(&wishes.ignore)
         && (!only_ordered || names(&wishes.order))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+    use tollway_shared::catalog::Dialect;
+    use tollway_shared::snapshot::Resource;
+
+    #[test]
+    fn an_endpoint_without_a_price_is_said_to_lack_one() {
+        let mut snapshot = Snapshot::default();
+        let provider = sample::provider("p", Dialect::OpenAi, "http://127.0.0.1:1/v1");
+        snapshot.put(Resource::Provider(provider), [1; 32]);
+        snapshot.put(Resource::Endpoint(sample::endpoint("p", 0)), [2; 32]);
+        let reason = |snapshot: &Snapshot| {
+            let model = ModelId::trusted("a/b");
+            let (found, excluded) = candidates(snapshot, &model, &Preferences::default(), UnixMillis(1));
+            (found.len(), excluded.to_string())
+        };
+        assert_eq!(reason(&snapshot), (0, "1 without a price in force".to_owned()));
+        snapshot.put(Resource::Price(sample::price("p", 1)), [3; 32]);
+        assert_eq!(reason(&snapshot).0, 1);
+        assert_eq!(
+            reason(&Snapshot::default()),
+            (0, "it has no endpoints".to_owned())
+        );
+    }
+}
