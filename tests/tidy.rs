@@ -63,8 +63,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("control-plane", &["tollway-shared", "tollway-proto"]),
     ("data-plane", &["tollway-shared", "tollway-proto"]),
 ];
-/// Parts of paths that exist on one machine only.
-const MACHINE_PATHS: &[&str] = &["/work/", "/root/", "/home/", "/Users/"];
+/// Top folders of paths that exist on one machine only.
+const MACHINE_FOLDERS: &[&str] = &["work", "root", "home", "Users"];
 /// Folders that are not ours.
 const SKIPPED: &[&str] = &["target", ".git", "node_modules", "__pycache__"];
 
@@ -220,8 +220,9 @@ fn no_file_names_a_path_of_one_machine() {
                     || !line.as_bytes()[place - 1].is_ascii_alphanumeric()
                         && line.as_bytes()[place - 1] != b'}'
             };
-            for word in MACHINE_PATHS {
-                if line.match_indices(word).any(|(place, _)| starts(place)) {
+            for folder in MACHINE_FOLDERS {
+                let word = format!("/{folder}/");
+                if line.match_indices(&word).any(|(place, _)| starts(place)) {
                     findings.push(format!("{name}:{}: `{word}`", number + 1));
                 }
             }

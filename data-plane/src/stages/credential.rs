@@ -66,7 +66,7 @@ pub(super) fn another(
     })
 }
 
-/// A credential as a header, opened once per version.
+/// A credential as a header, opened once per seal.
 pub(super) fn header(
     cx: &Context,
     provider: &Provider,
