@@ -172,6 +172,13 @@ pub(super) fn rotate_key(
             detail: format!("API key `{old}` was revoked"),
         });
     }
+    if let Some(successor) = successor(state, old, &kept.value) {
+        return Err(Refusal {
+            code: RefusalCode::Conflict,
+            field: None,
+            detail: format!("API key `{old}` was replaced by `{successor}`; rotate that one"),
+        });
+    }
     if state.keys.contains_key(&new.id) {
         return Err(refuse(
             RefusalCode::Conflict,
@@ -212,6 +219,15 @@ pub(super) fn rotate_key(
 /// A key and those that it came from by rotation, the newest first.
 pub(super) fn line(state: &State, key: &ApiKeyId) -> impl Iterator<Item = ApiKeyId> {
     tenant::line(key.clone(), |key| state.keys.get(key)?.value.rotated_from.clone())
+}
+
+/// The key that replaced this one. A rotation always sets an end, so that a key without one needs no search among all keys.
+fn successor(state: &State, old: &ApiKeyId, key: &ApiKey) -> Option<ApiKeyId> {
+    key.expires_at?;
+    let mut newer = state.keys.iter();
+    newer
+        .find(|(_, kept)| kept.value.rotated_from.as_ref() == Some(old))
+        .map(|(id, _)| id.clone())
 }
 
 /// Revoking twice keeps the first date and is not an error.

@@ -240,3 +240,27 @@ fn a_rotated_key_ends_and_its_successor_inherits() {
     assert_eq!(new.rotated_from, Some(ApiKeyId::trusted("k")));
     assert_eq!(new.expires_at, None);
 }
+
+#[test]
+fn a_key_is_replaced_once_and_the_refusal_names_its_successor() {
+    let mut state = samples::catalog();
+    let rotate = |old: &str, new: &str, digest| Command::RotateKey {
+        old: ApiKeyId::trusted(old),
+        old_expires_at: NOON.plus_ms(1000),
+        new: samples::api_key(new, digest),
+    };
+    assert!(matches!(
+        samples::run(&mut state, rotate("k", "k2", 2)),
+        Outcome::Done(_)
+    ));
+    let Outcome::Refused(refusal) = samples::run(&mut state, rotate("k", "k3", 3)) else {
+        panic!("a second successor")
+    };
+    assert_eq!(refusal.code, RefusalCode::Conflict);
+    assert!(refusal.detail.contains("`k2`"), "{}", refusal.detail);
+    assert!(state.keys.get(&ApiKeyId::trusted("k3")).is_none());
+    assert!(matches!(
+        samples::run(&mut state, rotate("k2", "k3", 3)),
+        Outcome::Done(_)
+    ));
+}
