@@ -131,6 +131,24 @@ fn document(resource: Value, source: &str) -> Result<Document, Failure> {
         None => return Err(wrong("`id` is missing".into())),
         Some(_) => return Err(wrong("`id` must be text".into())),
     };
+    // What its path needs: a fault that were found on the way would leave the resources before it written.
+    let belongs_to = match noun.kind {
+        "credential" => Some("provider"),
+        "price" => Some("endpoint"),
+        _ => None,
+    };
+    if let Some(field) = belongs_to {
+        match fields.get(field) {
+            Some(Value::String(_)) => {}
+            Some(_) => return Err(wrong(format!("`{field}` must be text"))),
+            None => {
+                return Err(wrong(format!(
+                    "`{field}` is missing; a {kind} belongs to one",
+                    kind = noun.kind
+                )));
+            }
+        }
+    }
     Ok(Document {
         noun,
         id,
@@ -182,6 +200,10 @@ mod tests {
             "{singular}"
         );
         assert!(fault("kind = \"model\"").contains("`id` is missing"));
+        let later = r#"[{"kind":"provider","id":"p"},{"kind":"credential","id":"c","secret":"s"}]"#;
+        assert!(fault(later).contains("resource 2: `provider` is missing"));
+        assert!(fault(r#"[{"kind":"price","prices":{}}]"#).contains("`endpoint` is missing"));
+        assert!(fault(r#"[{"kind":"price","endpoint":[]}]"#).contains("`endpoint` must be text"));
         assert!(fault("kind = ").contains("line 1"));
         assert!(fault("{\"kind\": ").contains("line 1"));
         assert!(fault("[{\"kind\":\"key\",\"id\":\"x\"}]").contains("documents describe"));
