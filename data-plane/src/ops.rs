@@ -107,9 +107,10 @@ impl Ops {
     }
 
     /// What a node must have to take requests. Not the control plane itself: a good snapshot is enough.
-    fn ready(&self) -> [(&'static str, bool); 3] {
+    fn ready(&self) -> [(&'static str, bool); 4] {
         [
             ("snapshot", self.live.snapshot().is_some()),
+            ("registered", !self.live.is_removed()),
             ("draining", !self.phase.reached(Phase::DRAINING)),
             (
                 "usage",

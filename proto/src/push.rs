@@ -24,6 +24,11 @@ pub const SILENCE_MS_MAX: u64 = 5_000;
 /// The control plane waits this long for the answer to a full snapshot or a delta.
 pub const ANSWER_MS_MAX: u64 = 60_000;
 
+/// Metadata of a refusal that names its cause to programs.
+pub const REFUSAL: &str = "tollway-refusal";
+/// [`REFUSAL`] of a node that is not registered. Said only of state that a majority confirmed after the node had asked.
+pub const NOT_REGISTERED: &str = "not-registered";
+
 /// A resource as it is sent, hashed and written to a node's disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum StoredResource {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 mod cut;
+mod removed;
 
 use std::net::SocketAddr;
 use std::path::Path;

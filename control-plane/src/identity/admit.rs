@@ -1,8 +1,5 @@
-//! Which identity may call which service: replicas the Peer service, registered nodes the Push service.
+//! Which identity may call which service: replicas the Peer service, nodes the Push service.
 
-use std::sync::Arc;
-
-use tokio::sync::watch;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
@@ -22,26 +19,15 @@ impl Interceptor for OnlyReplicas {
     }
 }
 
-/// Lets nodes through that are registered in the newest applied state.
-#[derive(Debug, Clone)]
-pub struct OnlyNodes(watch::Receiver<Arc<State>>);
-
-impl OnlyNodes {
-    /// Looks nodes up in what `state` shows.
-    pub fn new(state: watch::Receiver<Arc<State>>) -> Self {
-        Self(state)
-    }
-}
+/// Lets nodes through. Whether one is registered is asked by the service, which can wait for an answer that holds.
+#[derive(Debug, Clone, Copy)]
+pub struct OnlyNodes;
 
 impl Interceptor for OnlyNodes {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
-        let peer = peer(&request)?;
-        if is_registered(&self.0.borrow(), peer) {
-            Ok(request)
-        } else {
-            Err(Status::permission_denied(
-                "only registered nodes may call this; join again",
-            ))
+        match peer(&request)? {
+            PeerIdentity::Node { .. } => Ok(request),
+            PeerIdentity::Replica(_) => Err(Status::permission_denied("only nodes may call this")),
         }
     }
 }

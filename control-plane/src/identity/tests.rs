@@ -7,7 +7,6 @@ use futures::StreamExt;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tollway_proto::command::NodeRecord;
@@ -17,7 +16,7 @@ use tonic::service::Interceptor;
 use tonic::transport::server::Connected;
 
 use super::accept::{PeerStream, incoming};
-use super::admit::{OnlyNodes, OnlyReplicas};
+use super::admit::{OnlyNodes, OnlyReplicas, is_registered};
 use super::authority::LEAF_LIFE;
 use super::*;
 use crate::state::State;
@@ -232,6 +231,10 @@ fn a_node_may_not_call_replicas_and_a_removed_node_may_call_nothing() {
     assert!(OnlyReplicas.call(request(&node("n1"))).is_err());
     assert!(OnlyReplicas.call(tonic::Request::new(())).is_err());
 
+    assert!(OnlyNodes.call(request(&node("n1"))).is_ok());
+    assert!(OnlyNodes.call(request(&replica)).is_err());
+    assert!(OnlyNodes.call(tonic::Request::new(())).is_err());
+
     let mut state = State::default();
     let id = NodeId::trusted("n1");
     let record = NodeRecord {
@@ -240,18 +243,15 @@ fn a_node_may_not_call_replicas_and_a_removed_node_may_call_nothing() {
         joined_at: UnixMillis(0),
     };
     state.nodes.insert(id.clone(), record);
-    let (send, receive) = watch::channel(Arc::new(state.clone()));
-    let mut nodes = OnlyNodes::new(receive);
-    assert!(nodes.call(request(&node("n1"))).is_ok());
-    assert!(nodes.call(request(&replica)).is_err());
+    assert!(is_registered(&state, &node("n1")));
+    assert!(!is_registered(&state, &replica));
     let elsewhere = PeerIdentity::Node {
         region: Region::trusted("us"),
         id: id.clone(),
     };
-    assert!(nodes.call(request(&elsewhere)).is_err());
+    assert!(!is_registered(&state, &elsewhere));
     state.nodes.remove(&id);
-    send.send_replace(Arc::new(state));
-    assert!(nodes.call(request(&node("n1"))).is_err());
+    assert!(!is_registered(&state, &node("n1")));
 }
 
 #[test]

@@ -27,16 +27,20 @@ use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 use tollway_proto::command::{Command, Outcome};
 use tollway_proto::lease::LeaseCall;
+use tollway_proto::push::{NOT_REGISTERED, REFUSAL};
 use tollway_shared::ids::{NodeId, Region, Revision};
 use tollway_shared::lease::message::Effect;
 use tollway_shared::seal::Key;
 use tollway_shared::snapshot::ResourceKey;
 use tollway_shared::time::UnixMillis;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 
 use self::build::{Builder, RegionView, Reseal, resealing};
 use self::contact::Contact;
 use self::fleet::{Fleet, FleetNode};
+use crate::identity::PeerIdentity;
+use crate::identity::admit::is_registered;
 use crate::metrics;
 use crate::raft::{Cluster, Proposal, ProposeFault};
 use crate::state::State;
@@ -270,6 +274,28 @@ impl Publisher {
             ));
         }
         self.0.contact.check()
+    }
+
+    /// Refuses a node that is not registered. The refusal makes the node stop serving, so it is given only when a majority confirms
+    /// it: a replica that is behind, or has just started, may not have heard of the node yet.
+    async fn registered(&self, node: &PeerIdentity) -> Result<(), Status> {
+        let states = self.0.source.watch();
+        if is_registered(&states.borrow(), node) {
+            return Ok(());
+        }
+        let confirmed = self.0.source.confirm().await;
+        if is_registered(&states.borrow(), node) {
+            return Ok(());
+        }
+        if !confirmed {
+            return Err(Status::unavailable(
+                "this replica does not know the node, and no majority says whether it should; ask another one",
+            ));
+        }
+        let mut refusal = Status::permission_denied("this node is not registered; join again");
+        let cause = MetadataValue::from_static(NOT_REGISTERED);
+        refusal.metadata_mut().insert(REFUSAL, cause);
+        Err(refusal)
     }
 
     /// Follows a region's view.

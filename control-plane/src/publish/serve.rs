@@ -63,7 +63,7 @@ impl Publisher {
         let server = PushServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        InterceptedService::new(server, OnlyNodes::new(self.0.source.watch()))
+        InterceptedService::new(server, OnlyNodes)
     }
 }
 
@@ -78,6 +78,7 @@ impl Push for PushService {
         request: Request<Streaming<NodeMessage>>,
     ) -> Result<Response<Messages>, Status> {
         let identity = peer(&request)?.clone();
+        self.publisher.registered(&identity).await?;
         let mut inbound = request.into_inner();
         let (fast, fast_out) = mpsc::channel(FAST_MAX);
         let (slow, slow_out) = mpsc::channel(SLOW_MAX);
@@ -119,6 +120,7 @@ impl Push for PushService {
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<RenewReply>, Status> {
         let identity = peer(&request)?.clone();
+        self.publisher.registered(&identity).await?;
         let inner = &self.publisher.0;
         let state = inner.source.watch().borrow().clone();
         let issue = || {
@@ -138,6 +140,7 @@ impl Push for PushService {
 
     async fn lease(&self, request: Request<LeaseRequest>) -> Result<Response<LeaseReply>, Status> {
         let identity = peer(&request)?.clone();
+        self.publisher.registered(&identity).await?;
         let reply = self.publisher.lease(&identity, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
@@ -306,7 +309,8 @@ impl Session {
                         return Status::unavailable("this replica is stopping");
                     }
                     if !is_registered(&self.states.borrow_and_update(), &self.identity) {
-                        return Status::permission_denied("this node was removed");
+                        let gone = self.publisher.registered(&self.identity).await;
+                        return gone.err().unwrap_or_else(|| Status::unavailable("this node was registered anew"));
                     }
                 }
                 effect = self.effects.recv() => match effect {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use arc_swap::{ArcSwap, ArcSwapOption, Guard};
 use http::HeaderValue;
@@ -54,6 +54,7 @@ struct Inner {
     secrets: ArcSwap<NodeSecrets>,
     opened: ArcSwap<Opened>,
     contact: AtomicI64,
+    removed: AtomicBool,
 }
 
 impl Live {
@@ -77,6 +78,16 @@ impl Live {
     /// Milliseconds since the control plane last vouched for what is in force; the age of the disk copy after a start without it.
     pub fn age_ms(&self) -> i64 {
         (clock::now().0 - self.0.contact.load(Ordering::Relaxed)).max(0)
+    }
+
+    /// Whether the control plane has said that this node is not registered: it takes no requests until it is again.
+    pub fn is_removed(&self) -> bool {
+        self.0.removed.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether this node is registered; returns whether that is news.
+    pub fn set_removed(&self, removed: bool) -> bool {
+        self.0.removed.swap(removed, Ordering::Relaxed) != removed
     }
 
     /// The region's key, when this node was given one.

@@ -5,8 +5,9 @@
 //! | [`Live`] | the snapshot in force, behind an atomic swap |
 //! | `opened` | the snapshot's provider credentials, opened |
 //! | [`intake`] | pure: what to do with each message of the push stream |
-//! | `freshness` | pure: how far behind what is in force may be
+//! | `freshness` | pure: how far behind what is in force may be |
 //! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
+//! | `removal` | a node that is not registered any more takes no requests |
 //! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
 pub mod disk;
@@ -15,6 +16,7 @@ mod freshness;
 pub mod intake;
 mod live;
 mod opened;
+mod removal;
 pub mod subscribe;
 pub mod trial;
 

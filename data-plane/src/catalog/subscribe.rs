@@ -33,6 +33,7 @@ use super::disk::Disk;
 use super::form::{Form, is_urgent};
 use super::freshness::Freshness;
 use super::intake::{Action, Caps, Intake};
+use super::removal::Removal;
 use super::trial::{LASTED, Trial};
 use crate::clock;
 use crate::metrics::{CONTROL_CONNECTED, SNAPSHOT_REJECTED_TOTAL};
@@ -146,6 +147,7 @@ struct Node {
     lasts_at: Option<Instant>,
     contact_noted: Option<Instant>,
     freshness: Freshness,
+    removal: Removal,
     copying: Option<Copying>,
     /// A newer snapshot came into force while one was being copied.
     copy_again: bool,
@@ -163,6 +165,7 @@ struct Ended {
 impl Node {
     fn boot(live: Live, config: Config) -> std::io::Result<Self> {
         let disk = Disk::open(&config.data_dir, config.cluster.clone())?;
+        let removal = Removal::open(live.clone(), disk.folder());
         let mut trial = Trial::open(disk.folder(), &disk.revisions());
         let current = boot(&live, &disk, &mut trial);
         let lasts_at = current.is_some().then(|| Instant::now() + LASTED);
@@ -177,6 +180,7 @@ impl Node {
             lasts_at,
             contact_noted: None,
             freshness,
+            removal,
             copying: None,
             copy_again: false,
         })
@@ -234,7 +238,7 @@ impl Node {
         let subscribing = client.subscribe(ReceiverStream::new(receive));
         match timeout(CONNECT_TIMEOUT, subscribing).await {
             Ok(Ok(stream)) => Ok((send, stream.into_inner())),
-            Ok(Err(status)) => Err(ended(status.message().to_owned(), is_refusal(&status))),
+            Ok(Err(status)) => Err(ended(status.message().to_owned(), self.is_refusal(&status))),
             Err(_) => Err(ended("no answer in time".into(), false)),
         }
     }
@@ -302,7 +306,7 @@ impl Node {
                     }
                     Ok(None) => return Ended { reason: "the control plane closed the stream".into(), heard, refused: false },
                     Err(status) => {
-                        let refused = is_refusal(&status);
+                        let refused = self.is_refusal(&status);
                         return Ended { reason: status.message().to_owned(), heard: heard && !refused, refused };
                     }
                 },
@@ -315,6 +319,15 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Whether the control plane does not want this node.
+    fn is_refusal(&self, status: &Status) -> bool {
+        self.removal.refused(status);
+        matches!(
+            status.code(),
+            Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition
+        )
     }
 
     /// Whether a snapshot waits for its copy before it may be put in force.
@@ -411,6 +424,7 @@ impl Node {
             return;
         }
         self.live.touch(now);
+        self.removal.vouched();
         if self
             .contact_noted
             .is_none_or(|at| at.elapsed() >= CONTACT_NOTED_EVERY)
@@ -453,13 +467,6 @@ async fn finished(copying: &mut Option<Copying>) -> Copied {
         }
         None => std::future::pending().await,
     }
-}
-
-fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition
-    )
 }
 
 fn say(message: Says) -> NodeMessage {

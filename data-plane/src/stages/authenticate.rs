@@ -15,6 +15,9 @@ use crate::plane::Plane;
 
 /// The snapshot that this request is answered from.
 pub fn snapshot(plane: &Rc<Plane>) -> Result<Arc<Snapshot>, Fault> {
+    if plane.live.is_removed() {
+        return Err(Fault::NodeRemoved);
+    }
     let snapshot = plane.live.snapshot().ok_or(Fault::NoSnapshot)?;
     if plane.live.age_ms() > plane.limits.max_stale_ms {
         return Err(Fault::ControlPlaneStale);

@@ -256,3 +256,21 @@ async fn a_revoked_key_is_refused_by_the_fast_lane_at_once() {
     let body: Value = refused.json().await.unwrap();
     assert_eq!(body["error"]["code"], "revoked_api_key");
 }
+
+#[tokio::test]
+async fn a_removed_node_is_not_ready_and_refuses_until_it_is_registered_again() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    node.live.set_removed(true);
+    let refused = node.ask("x", json!({})).await;
+    assert_eq!(refused.status(), 503);
+    let body: Value = refused.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "node_removed");
+    let url = format!("{}/readyz", node.running.ops_url);
+    let ready = node.http.get(&url).send().await.unwrap();
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("[-] registered"));
+    node.live.set_removed(false);
+    assert_eq!(node.ask("x", json!({})).await.status(), 200);
+    assert_eq!(node.http.get(&url).send().await.unwrap().status(), 200);
+}

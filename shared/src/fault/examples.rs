@@ -93,6 +93,7 @@ impl Fault {
             },
             Self::NoSnapshot,
             Self::ControlPlaneStale,
+            Self::NodeRemoved,
             Self::BillingUnavailable,
             Self::Overloaded,
             Self::Draining,

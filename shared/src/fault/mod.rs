@@ -215,6 +215,9 @@ pub enum Fault {
     /// This node's snapshot is older than `max_stale`.
     #[error("this node has not heard from the control plane for too long; try another node")]
     ControlPlaneStale,
+    /// The control plane says that this node is not registered.
+    #[error("this node was removed from its cluster; try another node")]
+    NodeRemoved,
     /// Usage cannot be recorded, so paid traffic is shed.
     #[error("usage cannot be recorded on this node; try another node")]
     BillingUnavailable,
@@ -326,6 +329,7 @@ impl Fault {
             Self::StreamError { .. } => spec("upstream_error", 502, "server_error", Provider, false),
             Self::NoSnapshot => spec("no_snapshot", 503, "server_error", Operator, true),
             Self::ControlPlaneStale => spec("control_plane_stale", 503, "server_error", Operator, true),
+            Self::NodeRemoved => spec("node_removed", 503, "server_error", Operator, true),
             Self::BillingUnavailable => spec("billing_unavailable", 503, "server_error", Operator, true),
             Self::Overloaded => spec("overloaded", 503, "server_error", Operator, true),
             Self::Draining => spec("draining", 503, "server_error", Operator, true),

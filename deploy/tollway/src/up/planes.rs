@@ -138,7 +138,7 @@ async fn owner(
     Ok(key)
 }
 
-/// Starts the node, after letting it join if it has not.
+/// Starts the node, after letting it join if it has not, or was removed since.
 async fn node(
     data_dir: &Path,
     listen: Listen,
@@ -155,12 +155,14 @@ async fn node(
         "drain": {"grace_ms": 0, "max_stream_ms": DRAIN_MS_MAX, "flush_ms": FLUSH_MS_MAX},
     });
     let config: tollway_data::config::Config = serde_json::from_value(text).context("the node's settings")?;
-    if !Identity::exists(&config.data_dir) {
-        let client = Client::new(Target {
-            urls: vec![control.admin_url.clone()],
-            key: admin_key.to_owned(),
-            ca: None,
-        })?;
+    let client = Client::new(Target {
+        urls: vec![control.admin_url.clone()],
+        key: admin_key.to_owned(),
+        ca: None,
+    })?;
+    // Removed by hand, it would be refused for good. Its spool stays where it is, so what it has not delivered is still billed.
+    let registered = client.find(&format!("nodes/{LOCAL}")).await?.is_some();
+    if !registered || !Identity::exists(&config.data_dir) {
         let token = client
             .post("join-tokens", &json!({"kind": "node", "region": LOCAL}))
             .await?;
@@ -196,4 +198,42 @@ pub(crate) fn log() -> Result<(), Failure> {
         .with_writer(std::io::stderr)
         .try_init();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_node_that_was_removed_joins_again_at_the_next_start_and_keeps_its_spool() {
+        crate::install_crypto();
+        let dir = std::env::temp_dir().join(format!("tollway-rejoin-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        let listen = Listen {
+            api: any,
+            admin: any,
+            ops: any,
+        };
+        let mut keys = Keys::default();
+        let client = |planes: &Planes| {
+            let target = Target {
+                urls: vec![planes.admin_url.clone()],
+                key: planes.admin_key.clone(),
+                ca: None,
+            };
+            Client::new(target).unwrap()
+        };
+        let planes = Planes::start(&dir, listen, &mut keys).await.unwrap();
+        client(&planes).delete("nodes/local", None).await.unwrap();
+        planes.stop().await;
+        let kept = dir.join(NODE).join("spool/kept");
+        std::fs::write(&kept, "kept").unwrap();
+
+        let planes = Planes::start(&dir, listen, &mut keys).await.unwrap();
+        super::super::arrived(&client(&planes)).await.unwrap();
+        planes.stop().await;
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), "kept");
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }
