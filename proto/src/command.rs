@@ -167,8 +167,10 @@ pub struct UsageSums {
     pub estimated: u64,
     /// Tokens by kind.
     pub tokens: TokenCounts,
-    /// What they cost.
+    /// What they cost at list price.
     pub cost: NanoUsd,
+    /// What is owed for them: with markups and discounts, and nothing for own credentials and free models.
+    pub billed: NanoUsd,
 }
 
 /// A folded stretch of one partition of the usage log. Applied only when `from` is the offset the state has reached, so a

@@ -5,12 +5,13 @@
 //! writer and partition: a repeat has a sequence not above the last one seen, a gap is lost data.
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::bill::{self, Adjustment, Basis, Bill};
 use tollway_shared::catalog::Dialect;
 use tollway_shared::cost::{self, Charge, Prices};
 use tollway_shared::ids::{
     ClusterId, EndpointId, ModelId, NodeId, PriceId, ProviderId, Region, RequestId, Revision, WriterId,
 };
-use tollway_shared::money::MoneyFault;
+use tollway_shared::money::{MoneyFault, NanoUsd};
 use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
 use tollway_shared::tokens::TokenCounts;
@@ -128,8 +129,17 @@ pub struct UsageEvent {
     pub price_version: PriceId,
     /// Its numbers, so that the charge can be recomputed from the event alone.
     pub prices: Prices,
-    /// The charge, line by line.
+    /// What it costs at list price, line by line.
     pub charge: Charge,
+    /// Served with the organization's own credential, so that its provider bills it there.
+    pub byok: bool,
+    /// The model that served is offered free ([`ModelId::is_free`]).
+    pub free: bool,
+    /// Markup or discount of the organization at admission.
+    pub adjustment: Adjustment,
+    /// What the tenant owes: the charge and the adjustment; nothing when `byok` or `free`. A fee for own credentials is not in it, the
+    /// ledger decides that.
+    pub billed: NanoUsd,
     /// Every attempt, in order.
     pub attempts: Vec<AttemptEntry>,
 }
@@ -169,6 +179,27 @@ impl UsageEvent {
             UsageSource::None => Ok(Charge::default()),
             UsageSource::Provider | UsageSource::Estimated => cost::charge(&self.tokens, &self.prices),
         }
+    }
+
+    /// What is owed for a charge, by what the event says of its organization, credential and model.
+    pub fn bill(&self, charge: &Charge) -> Result<Bill, MoneyFault> {
+        let basis = Basis {
+            bps: self.adjustment.bps,
+            byok: self.byok,
+            free: self.free,
+        };
+        bill::bill(charge.total, basis)
+    }
+
+    /// Writes a charge and what is owed for it.
+    pub fn state_charge(&mut self, charge: Charge) {
+        self.charge = charge;
+        // Only beyond all admissible prices and markups is there no answer; the list price is one then.
+        let bill = self.bill(&charge).unwrap_or(Bill {
+            adjustment: Adjustment::default(),
+            billed: charge.total,
+        });
+        (self.adjustment, self.billed) = (bill.adjustment, bill.billed);
     }
 
     /// The CloudEvents attributes and content type, as Kafka headers in binary mode.

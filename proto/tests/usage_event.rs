@@ -50,7 +50,7 @@ fn events() -> Vec<UsageEvent> {
         [rich, poor]
     })
     .map(|mut event| {
-        event.charge = cost::charge(&event.tokens, &event.prices).unwrap();
+        event.state_charge(cost::charge(&event.tokens, &event.prices).unwrap());
         event
     })
     .collect()

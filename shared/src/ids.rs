@@ -146,6 +146,11 @@ impl ModelId {
         }
     }
 
+    /// Whether it is offered free: its variant is `:free`. Its requests cost their tenants nothing, whatever they cost the operator.
+    pub fn is_free(&self) -> bool {
+        self.as_str().ends_with(":free")
+    }
+
     /// The part before the `/`, or the whole id when there is none.
     pub fn author(&self) -> &str {
         self.as_str()

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`ids`] | names of things: newtypes over text, never bare strings |
 //! | [`money`] | [`money::NanoUsd`], [`money::Price`] and the only rounding rules |
-//! | [`tokens`], [`cost`] | token counts by kind, and counts × prices |
+//! | [`tokens`], [`cost`], [`bill`] | token counts by kind, counts × prices, and what a tenant owes of that |
 //! | [`time`] | wall-clock instants and calendar windows, given from outside |
 //! | [`catalog`], [`notice`] | providers, models, endpoints, prices; retirement notices |
 //! | [`tenant`], [`budget`] | organization → team → project → API key; money per period |
@@ -17,6 +17,7 @@
 //! | [`settings`] | numbers and log filters in configuration files that cannot be |
 //! | [`key_text`], [`seal`], [`secret`] | the text form of keys, sealing at rest, redaction |
 
+pub mod bill;
 pub mod budget;
 pub mod catalog;
 pub mod cost;

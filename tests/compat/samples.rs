@@ -280,6 +280,7 @@ fn spend() -> RecordSpend {
             output_reasoning: 5,
         },
         cost: NanoUsd(123_456_789),
+        billed: NanoUsd(122_222_221),
     };
     RecordSpend {
         partition: 0,

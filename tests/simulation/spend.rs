@@ -61,16 +61,18 @@ impl UsageLog {
                 if !seen.insert((event.writer, event.sequence)) {
                     continue;
                 }
+                let charge = cost::charge(&event.tokens, &event.prices).expect("small numbers");
+                let owed = event.bill(&charge).expect("small numbers").billed;
                 let cell = UsageCell {
                     day: event.started_at.0.day(),
                     path: event.tenant,
                     model: event.model,
                     provider: event.provider,
                 };
-                let charge = cost::charge(&event.tokens, &event.prices).expect("small numbers");
                 let kept = sums.entry(cell).or_default();
                 kept.requests += 1;
                 kept.cost = NanoUsd(kept.cost.0 + charge.total.0);
+                kept.billed = NanoUsd(kept.billed.0 + owed.0);
                 kept.tokens.add(&event.tokens);
             }
         }

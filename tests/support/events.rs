@@ -128,7 +128,7 @@ pub fn deduplicated(records: &[Recorded]) -> Result<Vec<&UsageEvent>> {
     Ok(kept)
 }
 
-/// Checks one event against itself: its charge is its counts at its prices.
+/// Checks one event against itself: its charge is its counts at its prices, and what is owed follows from it.
 pub fn recompute(event: &UsageEvent) -> Result<()> {
     let expected = event.due()?;
     ensure!(
@@ -136,6 +136,14 @@ pub fn recompute(event: &UsageEvent) -> Result<()> {
         "event {}: {:?} is not {expected:?}",
         event.id,
         event.charge
+    );
+    let owed = event.bill(&expected)?;
+    ensure!(
+        (event.adjustment, event.billed) == (owed.adjustment, owed.billed),
+        "event {}: {:?} and {} are not {owed:?}",
+        event.id,
+        event.adjustment,
+        event.billed
     );
     Ok(())
 }

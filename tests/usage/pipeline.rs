@@ -59,7 +59,7 @@ fn event(n: u64) -> UsageEvent {
     event.request_id = RequestId::trusted(format!("gen-{n}"));
     event.tenant.organization = OrganizationId::trusted(format!("org-{}", n % 7));
     event.tokens.input = n;
-    event.charge = cost::charge(&event.tokens, &event.prices).unwrap();
+    event.state_charge(cost::charge(&event.tokens, &event.prices).unwrap());
     event
 }
 

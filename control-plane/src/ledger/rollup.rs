@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 
 use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
 use tollway_proto::usage::{UsageEvent, UsageSource};
+use tollway_shared::bill::{self, Bill};
 use tollway_shared::ids::WriterId;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::{DAY_MS, UnixMillis};
@@ -160,7 +161,11 @@ fn count(
     if let Some((field, fault)) = event.prices.inadmissible() {
         return Err(format!("`prices.{field}` {fault}"));
     }
+    if !bill::admissible(event.adjustment.bps) {
+        return Err("`adjustment.bps` is out of its range".to_owned());
+    }
     let charge = event.due().map_err(|fault| format!("the charge {fault}"))?;
+    let bill = event.bill(&charge).map_err(|fault| format!("the bill {fault}"))?;
     let cell = UsageCell {
         day: event.started_at.0.day(),
         path: event.tenant.clone(),
@@ -168,14 +173,23 @@ fn count(
         provider: event.provider.clone(),
     };
     let before = sums.get(&cell).copied().unwrap_or_default();
-    let cost = before.cost.plus(charge.total).unwrap_or_else(|fault| {
-        // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
-        report.note(offset, &format!("the sum {fault}: it stays at the end of it"));
-        NanoUsd(i64::MAX)
-    });
-    if charge != event.charge {
+    let mut sum = |before: NanoUsd, more: NanoUsd| {
+        before.plus(more).unwrap_or_else(|fault| {
+            // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
+            report.note(offset, &format!("the sum {fault}: it stays at the end of it"));
+            NanoUsd(i64::MAX)
+        })
+    };
+    let cost = sum(before.cost, charge.total);
+    let billed = sum(before.billed, bill.billed);
+    let said = Bill {
+        adjustment: event.adjustment,
+        billed: event.billed,
+    };
+    if charge != event.charge || bill != said {
         report.mismatches += 1;
-        let (said, is) = (event.charge.total, charge.total);
+        let said = format!("{} and owed {}", event.charge.total, event.billed);
+        let is = format!("{} and owed {}", charge.total, bill.billed);
         report.note(
             offset,
             &format!("event {} says {said}, counts and prices give {is}", event.id),
@@ -185,7 +199,7 @@ fn count(
     after.requests += 1;
     after.estimated += u64::from(event.usage_source == UsageSource::Estimated);
     after.tokens.add(&event.tokens);
-    after.cost = cost;
+    (after.cost, after.billed) = (cost, billed);
     sums.insert(cell, after);
     Ok(())
 }
@@ -198,6 +212,7 @@ mod tests {
     use tollway_shared::cost;
     use tollway_shared::ids::OrganizationId;
     use tollway_shared::money::NanoUsd;
+    use tollway_shared::tokens::TokenCounts;
 
     use super::super::sample;
     use super::*;
@@ -239,18 +254,39 @@ mod tests {
     #[test]
     fn a_wrong_charge_is_reported_and_the_right_one_recorded() {
         let mut event = sample::event(1, 1);
-        let right = event.charge.total;
+        let right = (event.charge.total, event.billed);
+        assert!(right.0 > right.1, "the example has a discount");
+        let mut owed = event.clone();
         event.charge.total = NanoUsd(1);
-        let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
-        assert_eq!(report.mismatches, 1);
-        assert_eq!(spend.sums[0].1.cost, right);
+        (owed.sequence, owed.billed) = (2, NanoUsd(1));
+        let records = [record(0, &event), record(1, &owed)];
+        let (spend, report) = fold(3, 0, &records, NOW, |_| None);
+        assert_eq!(report.mismatches, 2);
+        let sums = spend.sums[0].1;
+        assert_eq!((sums.cost.0, sums.billed.0), (2 * right.0.0, 2 * right.1.0));
+    }
+
+    #[test]
+    fn own_credentials_and_free_models_cost_their_list_price_and_owe_nothing() {
+        let (mut own, mut free) = (sample::event(1, 1), sample::event(1, 2));
+        (own.byok, free.free) = (true, true);
+        for event in [&mut own, &mut free] {
+            let charge = event.charge;
+            event.state_charge(charge);
+        }
+        let records = [record(0, &own), record(1, &free)];
+        let (spend, report) = fold(3, 0, &records, NOW, |_| None);
+        let sums = spend.sums[0].1;
+        assert_eq!((report.mismatches, sums.billed), (0, NanoUsd::ZERO));
+        assert_eq!(sums.cost.0, 2 * own.charge.total.0);
     }
 
     #[test]
     fn a_request_that_used_nothing_costs_nothing_though_its_endpoint_has_a_price_per_request() {
         let mut event = sample::event(1, 1);
         event.prices.request = Some(NanoUsd(5));
-        (event.tokens, event.charge) = Default::default();
+        event.tokens = TokenCounts::default();
+        event.state_charge(cost::Charge::default());
         event.usage_source = UsageSource::None;
         let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
         assert_eq!((report.events, report.mismatches), (1, 0));
@@ -300,7 +336,7 @@ mod tests {
                     // The content depends on the identity alone, as in a resend.
                     event.tenant.organization = OrganizationId::trusted(format!("org-{}", sequence % 3));
                     event.tokens.input = sequence * 1000 + u64::try_from(writer).unwrap();
-                    event.charge = cost::charge(&event.tokens, &event.prices).unwrap();
+                    event.state_charge(cost::charge(&event.tokens, &event.prices).unwrap());
                     log.push(event);
                 }
                 last[slot] += 1;
@@ -313,7 +349,7 @@ mod tests {
                 if identities.insert((event.writer, event.sequence)) {
                     let sums = naive.entry(event.tenant.organization.clone()).or_default();
                     sums.0 += 1;
-                    sums.1 += event.charge.total.0;
+                    sums.1 += event.billed.0;
                 }
             }
             let records: Vec<Record> = log.iter().enumerate().map(|(n, event)| record(i64::try_from(n).unwrap(), event)).collect();
@@ -332,7 +368,7 @@ mod tests {
                 for (cell, sums) in &spend.sums {
                     let total = totals.entry(cell.path.organization.clone()).or_default();
                     total.0 += sums.requests;
-                    total.1 += sums.cost.0;
+                    total.1 += sums.billed.0;
                 }
                 offset = spend.to;
                 seen.extend(spend.writers);

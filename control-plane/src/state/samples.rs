@@ -214,6 +214,7 @@ pub(crate) fn spend(from: i64, to: i64, cost: i64) -> RecordSpend {
         estimated: 0,
         tokens,
         cost: NanoUsd(cost),
+        billed: NanoUsd(cost),
     };
     RecordSpend {
         partition: 0,

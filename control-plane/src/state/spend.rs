@@ -47,6 +47,7 @@ fn added(kept: &UsageSums, more: &UsageSums) -> UsageSums {
         estimated: kept.estimated.saturating_add(more.estimated),
         tokens,
         cost: sum(kept.cost, more.cost),
+        billed: sum(kept.billed, more.billed),
     }
 }
 

@@ -167,7 +167,7 @@ pub(super) fn so_far(state: &State, budget: &Budget, span: Span, of: Option<&Org
 
 fn used(unit: Unit, sums: &UsageSums) -> i64 {
     match unit {
-        Unit::Money => sums.cost.0,
+        Unit::Money => sums.billed.0,
         Unit::Tokens => i64::try_from(sums.tokens.total()).unwrap_or(i64::MAX),
         Unit::Requests => i64::try_from(sums.requests).unwrap_or(i64::MAX),
     }

@@ -6,9 +6,11 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 use tollway_proto::usage::{AttemptEntry, EndState, UnixMillisText, UsageEvent, UsageSource};
+use tollway_shared::bill::Adjustment;
 use tollway_shared::cost::Charge;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::{Revision, WriterId};
+use tollway_shared::money::NanoUsd;
 use tollway_shared::tokens::TokenCounts;
 
 use super::progress::Pace;
@@ -199,7 +201,10 @@ impl Record {
         Some(Billed {
             tokens: settled.tokens,
             estimated: settled.source == UsageSource::Estimated,
-            cost: settled.charge.total,
+            cost: open
+                .event
+                .bill(&settled.charge)
+                .map_or(settled.charge.total, |bill| bill.billed),
         })
     }
 
@@ -323,6 +328,10 @@ impl Record {
             price_version: candidate.price.id.clone(),
             prices: candidate.price.prices.clone(),
             charge: Charge::default(),
+            byok: false,
+            free: candidate.endpoint.model.is_free(),
+            adjustment: Adjustment::default(),
+            billed: NanoUsd::ZERO,
             attempts: Vec::with_capacity(1),
         }
     }
@@ -344,6 +353,7 @@ impl Open {
     fn point_to(&mut self, candidate: &Candidate) {
         let event = &mut *self.event;
         event.model = candidate.endpoint.model.clone();
+        event.free = event.model.is_free();
         event.endpoint = candidate.endpoint.id.clone();
         event.provider = candidate.provider.id.clone();
         event.dialect = candidate.provider.dialect;

@@ -1,4 +1,4 @@
-//! Real token counts → the charge, at the prices pinned at admission. PURE.
+//! Real token counts → the charge and what is owed of it, at the prices pinned at admission. PURE.
 //!
 //! What a provider counts is billed as it is, unless nobody could have used so much: then, as when it counts nothing, an estimate is.
 //! Whatever it says, a request that a provider served is never billed at nothing for it. One that nobody served costs nothing, and no
@@ -34,7 +34,7 @@ pub struct Basis {
     pub expected: u64,
 }
 
-/// Writes counts, their source and the charge into the event.
+/// Writes counts, their source, the charge and what is owed into the event.
 pub fn charge(event: &mut UsageEvent, tally: &Tally, basis: Basis) {
     let settled = settled(&event.prices, tally, basis);
     if let Some(counts) = tally.usage.filter(|_| basis.used)
@@ -46,7 +46,7 @@ pub fn charge(event: &mut UsageEvent, tally: &Tally, basis: Basis) {
     event.tokens = settled.tokens;
     event.usage_source = settled.source;
     event.estimator = (settled.source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
-    event.charge = settled.charge;
+    event.state_charge(settled.charge);
 }
 
 /// What the answer so far is billed for.

@@ -252,7 +252,7 @@ fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> Usag
         so_far.with_completion_of_at_least(expected)
     });
     let charge = cost::charge_or_most(&tokens, &intent.prices);
-    UsageEvent {
+    let mut event = UsageEvent {
         writer,
         partition,
         sequence,
@@ -260,7 +260,8 @@ fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> Usag
         fault: Some(FAULT.into()),
         tokens,
         usage_source: UsageSource::Estimated,
-        charge,
         ..intent
-    }
+    };
+    event.state_charge(charge);
+    event
 }

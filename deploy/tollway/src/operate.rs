@@ -27,6 +27,7 @@ const USAGE_COLUMNS: &[&str] = &[
     "tokens.output",
     "tokens.output_reasoning",
     "cost",
+    "billed",
 ];
 
 /// Runs one command against the cluster.
@@ -413,7 +414,14 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
         print(
             format,
             total,
-            &["requests", "estimated", "tokens.input", "tokens.output", "cost"],
+            &[
+                "requests",
+                "estimated",
+                "tokens.input",
+                "tokens.output",
+                "cost",
+                "billed",
+            ],
         );
     }
     Ok(())

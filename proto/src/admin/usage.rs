@@ -51,8 +51,10 @@ pub struct Sums {
     pub estimated: u64,
     /// Tokens by kind.
     pub tokens: Tokens,
-    /// What they cost, US dollars.
+    /// What they cost at list price, US dollars.
     pub cost: text::Usd,
+    /// What is owed for them, US dollars: with the organization's markup or discount, and nothing for own credentials and free models.
+    pub billed: text::Usd,
 }
 
 impl Default for Sums {
@@ -68,12 +70,14 @@ impl From<UsageSums> for Sums {
             estimated,
             tokens,
             cost,
+            billed,
         } = sums;
         Self {
             requests,
             estimated,
             tokens: tokens.into(),
             cost: Text(cost),
+            billed: Text(billed),
         }
     }
 }
@@ -182,10 +186,12 @@ pub fn added(a: &UsageSums, b: &UsageSums) -> Option<UsageSums> {
     let mut tokens = a.tokens;
     tokens.add(&b.tokens);
     let cost: NanoUsd = a.cost.plus(b.cost).ok()?;
+    let billed: NanoUsd = a.billed.plus(b.billed).ok()?;
     Some(UsageSums {
         requests: a.requests.saturating_add(b.requests),
         estimated: a.estimated.saturating_add(b.estimated),
         tokens,
         cost,
+        billed,
     })
 }
