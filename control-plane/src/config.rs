@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tollway_shared::settings::{DAY_MS, Number, line_of, log_filter_problem};
 
-use crate::ledger;
 use crate::raft::Timings;
+use crate::{billing, ledger};
 
 /// Everything a replica is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub seal: SealKey,
     /// Where usage events come from.
     pub usage: ledger::Settings,
+    /// Where usage is kept in detail.
+    pub billing: billing::Settings,
     /// Timings of the replicated log.
     pub raft: Timings,
     /// Its own log lines.
@@ -40,6 +42,7 @@ impl Default for Config {
             peer: Peer::default(),
             seal: SealKey::default(),
             usage: ledger::Settings::default(),
+            billing: billing::Settings::default(),
             raft: Timings::default(),
             log: Log::default(),
         }
@@ -306,13 +309,19 @@ impl Config {
             );
             return Err(value("raft.heartbeat_ms", detail));
         }
-        self.usage.check().map_err(|(key, detail)| value(key, detail))
+        self.usage.check().map_err(|(key, detail)| value(key, detail))?;
+        self.billing.check().map_err(|(key, detail)| value(key, detail))
     }
 
     /// Every number, with what it may be.
     pub fn numbers(&self) -> Vec<Number> {
         let (raft, usage) = (&self.raft, &self.usage);
         vec![
+            Number::new(
+                "billing.generations_days",
+                self.billing.generations_days,
+                1..=36_500,
+            ),
             Number::new("raft.checkpoint_entries", raft.checkpoint_entries, 1..=10_000_000),
             Number::new("raft.election_timeout_ms", raft.election_timeout_ms, 10..=600_000),
             Number::new("raft.heartbeat_ms", raft.heartbeat_ms, 1..=300_000),
@@ -438,6 +447,7 @@ mod tests {
             ("[usage]\nretention_days = 0\n", "usage.retention_days"),
             ("[usage]\nsource = \"kafka\"\n", "usage.brokers"),
             ("[usage]\nsource = \"file\"\n", "usage.dir"),
+            ("[billing]\ngenerations_days = 0\n", "billing.generations_days"),
             ("[log]\nlevel = \"inof\"\n", "log.level"),
         ] {
             let fault = load(text, Overrides::default());

@@ -8,11 +8,13 @@
 //! | [`identity`] | the certificate authority, mutual TLS, renewal |
 //! | [`publish`] | push: what each region sees, and each node's stream |
 //! | [`ledger`] | usage events → sums in the state |
+//! | [`billing`] | usage events → rows of a store in SQL, for whoever reads them |
 //! | [`grantor`] | what the leader does about leased budgets |
 //! | [`config`], [`run`] | settings; start and stop |
 //! | [`clock`], [`metrics`] | the one reader of wall time; metric names |
 
 pub mod admin;
+pub mod billing;
 pub mod clock;
 pub mod config;
 pub mod grantor;

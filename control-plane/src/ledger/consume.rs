@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tollway_proto::command::{Outcome, RecordSpend};
@@ -19,6 +20,7 @@ use super::{
     DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, LATE_TOTAL, MALFORMED_TOTAL,
     MISMATCHES_TOTAL,
 };
+use crate::billing::Freshness;
 use crate::state::State;
 
 /// How often a follower looks whether it leads now.
@@ -27,6 +29,9 @@ const LEADERSHIP_POLL: Duration = Duration::from_millis(100);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How often the lag is measured, and what is counted is released.
 const LAG_EVERY: Duration = Duration::from_secs(5);
+
+/// How far the billing store is, by partition.
+pub type Stored = watch::Receiver<BTreeMap<i32, Freshness>>;
 
 /// What the ledger needs of the replicated log.
 pub trait SpendLog: Send + Sync {
@@ -41,11 +46,18 @@ pub trait SpendLog: Send + Sync {
 }
 
 /// Runs until `stop`: idle while another replica leads.
-pub async fn run<L: SpendLog>(log: L, mut source: Box<dyn UsageSource>, stop: CancellationToken) {
+///
+/// - `stored`: how far this replica's billing store is, which the log is kept for as well; `None` where there is none.
+pub async fn run<L: SpendLog>(
+    log: L,
+    mut source: Box<dyn UsageSource>,
+    stored: Option<Stored>,
+    stop: CancellationToken,
+) {
     let mut backoff = BACKOFF.0;
     loop {
         let wait = if log.is_leader() {
-            let lead = stop.run_until_cancelled(lead(&log, source.as_mut(), &mut backoff));
+            let lead = stop.run_until_cancelled(lead(&log, source.as_mut(), stored.as_ref(), &mut backoff));
             match lead.await {
                 None => return,
                 Some(Ok(())) => Duration::ZERO,
@@ -70,6 +82,7 @@ pub async fn run<L: SpendLog>(log: L, mut source: Box<dyn UsageSource>, stop: Ca
 async fn lead<L: SpendLog>(
     log: &L,
     source: &mut dyn UsageSource,
+    stored: Option<&Stored>,
     backoff: &mut Duration,
 ) -> Result<(), SourceFault> {
     let reached: BTreeMap<i32, i64> = log.state().usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
@@ -90,8 +103,7 @@ async fn lead<L: SpendLog>(
         }
         if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
             measured = Some(Instant::now());
-            let counted: BTreeMap<i32, i64> =
-                log.state().usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
+            let counted = counted(&log.state(), stored);
             if let Err(fault) = source.release(&counted).await {
                 tracing::warn!(error = %fault, "counted usage events cannot be removed");
             }
@@ -106,6 +118,19 @@ async fn lead<L: SpendLog>(
         }
     }
     Ok(())
+}
+
+/// What nobody here needs to read again, by partition.
+fn counted(state: &State, stored: Option<&Stored>) -> BTreeMap<i32, i64> {
+    let mut counted: BTreeMap<i32, i64> = state.usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
+    if let Some(stored) = stored {
+        let stored = stored.borrow();
+        for (partition, offset) in &mut counted {
+            let kept = stored.get(partition).map_or(0, |fresh| fresh.progress.next);
+            *offset = kept.min(*offset);
+        }
+    }
+    counted
 }
 
 /// Records what was read of a partition, in as many stretches as it takes.
@@ -181,14 +206,16 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use tokio::sync::watch;
     use tollway_proto::command::Command;
     use tollway_proto::usage::log_file_name;
     use tollway_proto::usage_log::{LogMark, MARK_FILE};
 
+    use tollway_shared::time::UnixMillis;
+
     use super::super::file::{FileSource, Retention};
     use super::super::sample;
     use super::*;
+    use crate::billing::progress::Progress;
     use crate::state::samples;
 
     /// How long a test waits for what must happen.
@@ -294,12 +321,40 @@ mod tests {
         let first = append(dir.path(), 1..=2500);
         let stop = CancellationToken::new();
         let source = source(dir.path());
-        let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
+        let ledger = tokio::spawn(run(log.clone(), source, None, stop.clone()));
         assert_eq!(requests(&*log.reaches(3, first).await), 2500);
         let second = append(dir.path(), 2400..=2600); // a hundred and one again, then a hundred new ones
         assert_eq!(requests(&*log.reaches(3, second).await), 2600);
         stop.cancel();
         ledger.await.unwrap();
+    }
+
+    #[test]
+    fn the_log_is_kept_until_the_billing_store_has_it_too() {
+        let mut state = samples::catalog();
+        samples::run(&mut state, Command::RecordSpend(samples::spend(0, 10, 5)));
+        let fresh = |next| {
+            let progress = Progress {
+                partition: 0,
+                first: 0,
+                next,
+                oldest: None,
+                newest: UnixMillis(0),
+            };
+            Freshness { progress, lag: None }
+        };
+        for (stored, kept_from) in [
+            (None, 10),
+            (Some(vec![]), 0),
+            (Some(vec![fresh(4)]), 4),
+            (Some(vec![fresh(12)]), 10),
+        ] {
+            let stored = stored.map(|stored| {
+                let stored = stored.into_iter().map(|fresh| (0, fresh)).collect();
+                watch::channel(stored).1
+            });
+            assert_eq!(counted(&state, stored.as_ref()), BTreeMap::from([(0, kept_from)]));
+        }
     }
 
     #[tokio::test]
@@ -310,7 +365,7 @@ mod tests {
         log.leads.store(false, Ordering::Relaxed);
         let stop = CancellationToken::new();
         let source = source(dir.path());
-        let ledger = tokio::spawn(run(log.clone(), source, stop.clone()));
+        let ledger = tokio::spawn(run(log.clone(), source, None, stop.clone()));
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }

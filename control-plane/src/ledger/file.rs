@@ -68,6 +68,20 @@ impl UsageSource for FileSource {
         })
     }
 
+    fn beginnings(&mut self) -> BoxFuture<'_, Result<BTreeMap<i32, i64>, SourceFault>> {
+        Box::pin(async {
+            let dir = self.dir.clone();
+            blocking(move || {
+                let first = |(partition, segments): (i32, Vec<LogSegment>)| {
+                    let base = segments.first().map_or(0, |segment| segment.base);
+                    (partition, i64::try_from(base).unwrap_or(i64::MAX))
+                };
+                Ok(segments(&dir)?.into_iter().map(first).collect())
+            })
+            .await
+        })
+    }
+
     fn lag(&mut self) -> BoxFuture<'_, Result<BTreeMap<i32, i64>, SourceFault>> {
         Box::pin(async {
             let (dir, reached) = (self.dir.clone(), self.reached.clone());

@@ -154,6 +154,14 @@ impl KafkaSource {
         })
     }
 
+    async fn ensure(&mut self) -> Result<(), SourceFault> {
+        if !self.ensured {
+            ensure_topic(&self.topic).await?;
+            self.ensured = true;
+        }
+        Ok(())
+    }
+
     fn reached(&self, partition: i32) -> i64 {
         self.reached.get(&partition).copied().unwrap_or(0)
     }
@@ -219,10 +227,7 @@ impl KafkaSource {
 impl UsageSource for KafkaSource {
     fn seek<'a>(&'a mut self, reached: &'a BTreeMap<i32, i64>) -> BoxFuture<'a, Result<(), SourceFault>> {
         Box::pin(async {
-            if !self.ensured {
-                ensure_topic(&self.topic).await?;
-                self.ensured = true;
-            }
+            self.ensure().await?;
             self.reached.clone_from(reached);
             self.assign()
         })
@@ -268,6 +273,17 @@ impl UsageSource for KafkaSource {
                 records.push(record);
             }
             Ok(records)
+        })
+    }
+
+    fn beginnings(&mut self) -> BoxFuture<'_, Result<BTreeMap<i32, i64>, SourceFault>> {
+        Box::pin(async {
+            self.ensure().await?;
+            let marks = self.watermarks().await?;
+            Ok(marks
+                .into_iter()
+                .map(|(partition, (low, _))| (partition, low))
+                .collect())
         })
     }
 

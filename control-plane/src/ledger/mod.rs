@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`rollup`] | pure: a stretch of one partition → `RecordSpend` |
+//! | [`judge`] | pure: what is new, what is a repeat |
 //! | [`consume`] | the loop, on the leader only |
 //! | [`source`], [`kafka`], [`mod@file`] | where events come from |
 //! | `cluster` | the replicated log as the ledger sees it |
@@ -10,12 +11,13 @@
 mod cluster;
 pub mod consume;
 pub mod file;
+pub mod judge;
 pub mod kafka;
 #[cfg(test)]
 mod measure;
 pub mod rollup;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 pub mod source;
 
 use std::path::PathBuf;
@@ -27,7 +29,7 @@ use tollway_proto::usage::TOPIC;
 use tollway_shared::secret::KafkaSettings;
 use tollway_shared::time::DAY_MS;
 
-use self::consume::SpendLog;
+use self::consume::{SpendLog, Stored};
 use self::file::{FileSource, Retention};
 use self::kafka::{KafkaSource, KafkaTopic};
 use self::source::{SourceFault, UsageSource};
@@ -174,9 +176,16 @@ pub fn open(settings: &Settings) -> Result<Option<Box<dyn UsageSource>>, Setting
 }
 
 /// Counts usage while this replica leads, until `stop`.
-pub async fn run<L: SpendLog>(source: Option<Box<dyn UsageSource>>, log: L, stop: CancellationToken) {
+///
+/// - `stored`: how far this replica's billing store is, which the log is kept for as well; `None` where there is none.
+pub async fn run<L: SpendLog>(
+    source: Option<Box<dyn UsageSource>>,
+    log: L,
+    stored: Option<Stored>,
+    stop: CancellationToken,
+) {
     match source {
-        Some(source) => consume::run(log, source, stop).await,
+        Some(source) => consume::run(log, source, stored, stop).await,
         None => stop.cancelled().await,
     }
 }

@@ -1,11 +1,7 @@
 //! Folds a stretch of one partition of the usage log into the sums that Raft records. Pure.
 //!
-//! Counts each event once: sequences are dense per writer and partition, so one number per writer tells a repeat from news, and a
-//! jump is lost data. The charge is recomputed from counts and prices with the one price function; that is what is recorded, and
-//! an event that says something else is reported. A record that cannot be read is skipped visibly, never silently.
-//!
-//! Marks of writers do not live for ever ([`WRITER_KEPT_MS`]). An event that is nearly as old as that, of a writer without a mark, may
-//! be a repeat whose mark is gone: it is reported and not counted, so that nothing is ever billed twice.
+//! Counts each event once. The charge is recomputed from counts and prices with the one price function; that is what is recorded, and
+//! an event that says something else is reported. A record that cannot be read is skipped visibly, never silently. Which event is new is decided in [`judge`](super::judge).
 
 use std::collections::BTreeMap;
 
@@ -16,11 +12,9 @@ use tollway_shared::ids::WriterId;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::{DAY_MS, UnixMillis};
 
+use super::judge::{Marks, Verdict};
 use crate::state::usage::WRITER_KEPT_MS;
 
-/// An event of a writer without a mark is not counted once it ended this long ago: a day less than marks are kept, for clocks that
-/// are not quite right.
-pub const LATE_MS: i64 = WRITER_KEPT_MS - DAY_MS;
 /// Most cells of one stretch: with the longest ids that is well below the largest command of the log.
 const CELLS_MAX: usize = 2_000;
 /// Problems described per stretch; the rest are only counted.
@@ -59,10 +53,33 @@ pub struct Report {
 }
 
 impl Report {
-    fn note(&mut self, offset: i64, text: &str) {
+    /// Adds a problem to the log's few.
+    pub(crate) fn note(&mut self, offset: i64, text: &str) {
         if self.notes.len() < NOTES_MAX {
             self.notes.push(format!("offset {offset}: {text}"));
         }
+    }
+
+    /// Counts sequences that never came.
+    pub(crate) fn missing(&mut self, offset: i64, writer: WriterId, missing: u64) {
+        if missing == 0 {
+            return;
+        }
+        self.gaps = self.gaps.saturating_add(missing);
+        let days = WRITER_KEPT_MS / DAY_MS;
+        self.note(
+            offset,
+            &format!("{missing} events of writer {writer} are missing, unless it was silent for {days} days"),
+        );
+    }
+
+    /// Counts an event that is too old.
+    pub(crate) fn late(&mut self, offset: i64, event: &str) {
+        self.late += 1;
+        self.note(
+            offset,
+            &format!("event {event} is too old to be told from a repeat"),
+        );
     }
 }
 
@@ -81,7 +98,7 @@ pub fn fold(
 ) -> (RecordSpend, Report) {
     let mut report = Report::default();
     let mut sums: BTreeMap<UsageCell, UsageSums> = BTreeMap::new();
-    let mut writers: BTreeMap<WriterId, u64> = BTreeMap::new();
+    let mut marks = Marks::new(seen);
     let mut to = from;
     for record in records.iter().filter(|record| record.offset >= from) {
         if sums.len() >= CELLS_MAX {
@@ -96,33 +113,17 @@ pub fn fold(
                 continue;
             }
         };
-        let known = writers.get(&event.writer).copied().or_else(|| seen(event.writer));
-        if known.is_none() && event.finished_at.0.plus_ms(LATE_MS) < now {
-            report.late += 1;
-            report.note(
-                record.offset,
-                &format!("event {} is too old to be told from a repeat", event.id),
-            );
-            continue;
+        match marks.judge(event.writer, event.sequence, event.finished_at.0, now) {
+            Verdict::New { missing } => report.missing(record.offset, event.writer, missing),
+            Verdict::Repeat => {
+                report.duplicates += 1;
+                continue;
+            }
+            Verdict::Late => {
+                report.late(record.offset, &event.id);
+                continue;
+            }
         }
-        let highest = writers.entry(event.writer).or_insert(known.unwrap_or_default());
-        if event.sequence <= *highest {
-            report.duplicates += 1;
-            continue;
-        }
-        let missing = event.sequence - *highest - 1;
-        if missing > 0 {
-            report.gaps = report.gaps.saturating_add(missing);
-            report.note(
-                record.offset,
-                &format!(
-                    "{missing} events of writer {} are missing, unless it was silent for {} days",
-                    event.writer,
-                    WRITER_KEPT_MS / DAY_MS
-                ),
-            );
-        }
-        *highest = event.sequence;
         if let Err(why) = count(&event, &mut sums, record.offset, &mut report) {
             report.malformed += 1;
             report.note(record.offset, &why);
@@ -135,7 +136,7 @@ pub fn fold(
         from,
         to,
         sums: sums.into_iter().collect(),
-        writers: writers.into_iter().collect(),
+        writers: marks.moved().into_iter().collect(),
     };
     (spend, report)
 }
@@ -214,6 +215,7 @@ mod tests {
     use tollway_shared::money::NanoUsd;
     use tollway_shared::tokens::TokenCounts;
 
+    use super::super::judge::LATE_MS;
     use super::super::sample;
     use super::*;
 

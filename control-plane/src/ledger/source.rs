@@ -50,6 +50,11 @@ pub trait UsageSource: Send {
     /// The next records of any partitions, in order within each: at most [`RECORDS_MAX`], after at most about [`WAIT`].
     fn read(&mut self) -> BoxFuture<'_, Result<Vec<Record>, SourceFault>>;
 
+    /// The first offset there is in each partition; 0 where none is named.
+    fn beginnings(&mut self) -> BoxFuture<'_, Result<BTreeMap<i32, i64>, SourceFault>> {
+        Box::pin(async { Ok(BTreeMap::new()) })
+    }
+
     /// Everything before these offsets is counted for good: a source that keeps the log itself may forget what it need not keep.
     fn release<'a>(&'a mut self, counted: &'a BTreeMap<i32, i64>) -> BoxFuture<'a, Result<(), SourceFault>> {
         let _ = counted;

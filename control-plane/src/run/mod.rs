@@ -34,6 +34,8 @@ use tollway_shared::time::UnixMillis;
 use self::fleet::AllReplicas;
 use self::home::Home;
 use crate::admin;
+use crate::billing::tail::Tail;
+use crate::billing::{Billing, Place};
 use crate::config::{AdminTls, Config};
 use crate::identity::authority::{LEAF_LIFE, host_of};
 use crate::identity::connect::MutualTls;
@@ -146,6 +148,7 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     let root = home::read_key(&config)?;
     home.check_key(&root, &home::key_place(&config))?;
     let source = ledger::open(&config.usage)?;
+    let (billing, tail) = billing(&config, &home)?;
     let material = Material::load(&config.data_dir)?;
     let live = LiveCertificate::new(&material)?;
     let doors = Doors::open(&config, &live, &material).await?;
@@ -192,7 +195,11 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
         stop_listening.clone(),
     ));
     tasks.spawn(grantor::run(cluster.clone(), fleet, clock::now, stop.clone()));
-    tasks.spawn(ledger::run(source, cluster.clone(), stop.clone()));
+    let stored = tail.as_ref().map(|_| billing.watch());
+    tasks.spawn(ledger::run(source, cluster.clone(), stored, stop.clone()));
+    if let Some(tail) = tail {
+        tasks.spawn(tail.run(stop.clone()));
+    }
     tasks.spawn(renew(
         &config,
         &home,
@@ -223,6 +230,22 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
         tasks,
         listeners,
     })
+}
+
+/// The billing store for those who read, and the loop that writes it, with a reader of the usage log of its own.
+fn billing(config: &Config, home: &Home) -> Result<(Billing, Option<Tail>), StartFault> {
+    let source = ledger::open(&config.usage)?;
+    let place = Place::of(&config.billing, &config.data_dir, source.is_some());
+    let (billing, told) = Billing::new(place.clone());
+    let tail = source.filter(|_| place != Place::None).map(|source| Tail {
+        place,
+        cluster: home.cluster.to_string(),
+        generations_ms: config.billing.generations_ms(),
+        source,
+        told,
+        now: clock::now,
+    });
+    Ok((billing, tail))
 }
 
 /// The ways in and out, opened before the replica takes part in anything.

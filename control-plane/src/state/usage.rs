@@ -20,7 +20,7 @@ pub const CELLS_MAX: usize = 1_000_000;
 /// How long a writer's marks are kept after the last event of that writer, in any partition.
 ///
 /// Longer than Kafka keeps events by default (30 days): whatever the log may still bring is known for a repeat. What comes later
-/// than that, from a spool that was away for longer, is told by its own age: see `LATE_MS` in the ledger's fold.
+/// than that, from a spool that was away for longer, is told by its own age: see `LATE_MS` in the ledger's `judge`.
 pub const WRITER_KEPT_MS: i64 = 45 * DAY_MS;
 
 /// How far a writer has been counted in a partition.
