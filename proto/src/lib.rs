@@ -6,6 +6,7 @@
 //! | [`command`] | Raft log entries: admin writes, joins, recorded spend; and their outcomes |
 //! | [`push`] | the stream between control plane and nodes, and resources in their stored form |
 //! | [`lease`] | what nodes and grantor tell each other about leased budgets |
+//! | [`lease_journal`] | what a node keeps on disk about its leases |
 //! | [`peer`] | what replicas say to each other |
 //! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
 //! | [`usage_log`] | the folder that stands in for Kafka |
@@ -20,6 +21,7 @@ pub mod codec;
 pub mod command;
 pub mod identity;
 pub mod lease;
+pub mod lease_journal;
 pub mod peer;
 pub mod private_file;
 pub mod push;

@@ -4,7 +4,9 @@
 //! streams, now and then how far it has got. After a crash every intent without an outcome becomes one event marked `interrupted`.
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::ids::{RequestId, WriterId};
+use tollway_shared::budget::terms::Unit;
+use tollway_shared::ids::{BudgetId, Incarnation, ModelId, RequestId, WriterId};
+use tollway_shared::lease::message::Epoch;
 use tollway_shared::tokens::TokenCounts;
 
 use crate::usage::UsageEvent;
@@ -29,6 +31,45 @@ pub enum SpoolRecord {
     Outcome(OutcomeRecord),
     /// The answer to a request streams.
     Progress(ProgressRecord),
+    /// [`SpoolRecord::Intent`] of a request that holds leased money. One that goes to another endpoint writes a plain intent; what it
+    /// holds stays.
+    Held(Box<HeldIntent>),
+}
+
+/// A request that is about to reach a provider, and what it holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeldIntent {
+    /// Its event as known so far.
+    pub event: UsageEvent,
+    /// What is charged to the leases if its end is never known.
+    pub held: Held,
+}
+
+/// What a request has set aside on its node's slices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Under which incarnation of its node.
+    pub incarnation: Incarnation,
+    /// How many checkpoints of the slices had begun when it was set aside: what has a lower number than a checkpoint is in that
+    /// checkpoint's counters.
+    pub mark: u64,
+    /// The parts, outermost level first.
+    pub parts: Vec<HeldPart>,
+}
+
+/// What a request has set aside on one slice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPart {
+    /// The budget.
+    pub budget: BudgetId,
+    /// Which of its windows.
+    pub epoch: Epoch,
+    /// What the amount counts.
+    pub unit: Unit,
+    /// How much.
+    pub amount: i64,
+    /// The only model that the budget counts, if it has one.
+    pub model: Option<ModelId>,
 }
 
 /// How far an answer has got.
@@ -51,6 +92,17 @@ pub enum SpoolRecordRef<'a> {
     Outcome(&'a OutcomeRecord),
     /// [`SpoolRecord::Progress`].
     Progress(ProgressRecordRef<'a>),
+    /// [`SpoolRecord::Held`].
+    Held(HeldIntentRef<'a>),
+}
+
+/// [`HeldIntent`] by reference.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HeldIntentRef<'a> {
+    /// Its event as known so far.
+    pub event: &'a UsageEvent,
+    /// What it holds.
+    pub held: &'a Held,
 }
 
 /// [`ProgressRecord`] by reference.
@@ -75,6 +127,8 @@ pub enum SpoolStart {
     Outcome(OutcomeRecord),
     /// [`SpoolRecord::Progress`].
     Progress(ProgressRecord),
+    /// [`SpoolRecord::Held`], which begins with its event.
+    Held(IntentStart),
 }
 
 /// The first fields of an intent's [`UsageEvent`].
@@ -150,6 +204,17 @@ mod tests {
             request_id: event.request_id.clone(),
             tokens: event.tokens,
         };
+        let held = Held {
+            incarnation: Incarnation(5),
+            mark: 3,
+            parts: vec![HeldPart {
+                budget: BudgetId::trusted("b"),
+                epoch: Epoch(2),
+                unit: Unit::Tokens,
+                amount: 300,
+                model: Some(event.model.clone()),
+            }],
+        };
         for (by_ref, by_value) in [
             (
                 SpoolRecordRef::Header(&header),
@@ -165,6 +230,16 @@ mod tests {
                     tokens: progress.tokens,
                 }),
                 SpoolRecord::Progress(progress.clone()),
+            ),
+            (
+                SpoolRecordRef::Held(HeldIntentRef {
+                    event: &event,
+                    held: &held,
+                }),
+                SpoolRecord::Held(Box::new(HeldIntent {
+                    event: event.clone(),
+                    held: held.clone(),
+                })),
             ),
             (
                 SpoolRecordRef::Outcome(&outcome),
@@ -186,6 +261,7 @@ mod tests {
                 SpoolRecord::Intent(event) => SpoolStart::Intent(intent(*event)),
                 SpoolRecord::Outcome(outcome) => SpoolStart::Outcome(outcome),
                 SpoolRecord::Progress(progress) => SpoolStart::Progress(progress),
+                SpoolRecord::Held(record) => SpoolStart::Held(intent(record.event)),
             };
             assert_eq!(codec::decode_start(Kind::Spool, &bytes), Ok(start));
             let cut = &bytes[..bytes.len() - 1];

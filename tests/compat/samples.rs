@@ -5,9 +5,11 @@ use tollway_proto::command::{
     Role, UsageCell, UsageSums,
 };
 use tollway_proto::lease::LeaseCall;
-use tollway_proto::spool::{OutcomeRecord, ProgressRecord, SegmentHeader, SpoolRecord};
+use tollway_proto::spool::{
+    Held, HeldIntent, HeldPart, OutcomeRecord, ProgressRecord, SegmentHeader, SpoolRecord,
+};
 use tollway_proto::usage::UsageEvent;
-use tollway_shared::budget::terms::{Mode, Raise, Terms};
+use tollway_shared::budget::terms::{Mode, Raise, Terms, Unit};
 use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
@@ -429,6 +431,23 @@ pub(crate) fn spool() -> Vec<(&'static str, SpoolRecord)> {
         ("header", SpoolRecord::Header(header)),
         ("intent", SpoolRecord::Intent(Box::new(event.clone()))),
         ("outcome", SpoolRecord::Outcome(OutcomeRecord::of(&event))),
+        (
+            "held",
+            SpoolRecord::Held(Box::new(HeldIntent {
+                event: event.clone(),
+                held: Held {
+                    incarnation: Incarnation(u128::MAX),
+                    mark: 300,
+                    parts: vec![HeldPart {
+                        budget: BudgetId::trusted("b"),
+                        epoch: Epoch(1),
+                        unit: Unit::Money,
+                        amount: 1_000_000_000,
+                        model: Some(ModelId::trusted("a/m")),
+                    }],
+                },
+            })),
+        ),
         (
             "progress",
             SpoolRecord::Progress(ProgressRecord {

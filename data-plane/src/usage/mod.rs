@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`spool`] | [`Writer`]: one per core; intents, progress and outcomes, one write(2) each |
 //! | `space` | when paid traffic is shed, and the reserve that outcomes fall back on |
+//! | [`Track`] | where the writers are, and which records are kept for counters beside the spool |
 //! | `sync`, `unsynced` | group fsync, every [`Settings::SYNC_EVERY`], and what is kept in memory until it has succeeded |
 //! | `repair` | what is written again when one fails |
 //! | `durable` | files that take the place of others |
+//! | `extent` | how far a writer's spool has come |
 //! | `segment` | files and how they are read |
 //! | `recover` | intents of a life that ended: one `interrupted` event each |
 //! | `shipper`, `stream` | in order, until delivered, re-reading the disk after every fault |
@@ -18,6 +20,7 @@
 #[cfg(test)]
 mod disk_tests;
 mod durable;
+mod extent;
 mod file;
 #[cfg(test)]
 mod interrupted_tests;
@@ -37,6 +40,7 @@ mod stream;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod track;
 mod unsynced;
 
 use std::collections::BTreeSet;
@@ -61,6 +65,7 @@ pub use self::space::SpoolState;
 use self::spool::Lane;
 pub use self::spool::{SpoolFault, Writer};
 use self::sync::{Fsync, Syncer};
+pub use self::track::{Track, read_left};
 
 /// Counter of usage records by `stage`: `intent` and `outcome` (in the spool), `interrupted` (written by recovery), `delivered` (safe in
 /// the sink), `lost` (given up in memory because the disk took nothing; billed as interrupted later).
@@ -246,6 +251,11 @@ impl Usage {
     /// The writer of one core.
     pub fn writer(&self, core: usize) -> Writer {
         Writer::new(self.lanes[core % self.lanes.len()].clone())
+    }
+
+    /// Where the writers are.
+    pub fn track(&self) -> Track {
+        Track::of(&self.lanes)
     }
 
     /// Whether paid traffic may go on.

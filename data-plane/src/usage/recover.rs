@@ -17,9 +17,10 @@ use tollway_shared::ids::{RequestId, WriterId};
 use tollway_shared::tokens::TokenCounts;
 
 use super::durable;
+use super::extent::Extent;
 use super::repair;
 use super::segment::{self, Cursor, Position};
-use super::spool::{Extent, create_segment, write_whole};
+use super::spool::{create_segment, write_whole};
 use super::sync::Fsync;
 
 /// `fault` of an event whose node died.
@@ -191,6 +192,7 @@ impl Left {
                 }
             }
             SpoolRecord::Intent(event) => self.begun(event),
+            SpoolRecord::Held(held) => self.begun(Box::new(held.event)),
             SpoolRecord::Progress(progress) => self.moved(progress),
             SpoolRecord::Outcome(outcome) => {
                 self.open.remove(&outcome.request_id);

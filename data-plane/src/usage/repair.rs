@@ -15,8 +15,9 @@ use std::path::Path;
 use tollway_proto::spool::SpoolStart;
 
 use super::durable::{PART, create, duplicate, sync_dir};
+use super::extent::Extent;
 use super::segment::{self, Cursor, Position};
-use super::spool::{Extent, remove_if_there, segment_header};
+use super::spool::{remove_if_there, segment_header};
 use super::sync::Fsync;
 use super::unsynced::Unsynced;
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::extent::Extent;
 use super::sink::{Handed, Open, Sink, SinkFault, Ticket};
-use super::spool::Extent;
 use super::stream::{Next, Stream};
 
 /// Records handed over and not yet delivered, over all writers.

@@ -12,16 +12,19 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use tollway_proto::codec::{self, Kind};
-use tollway_proto::spool::{OutcomeRecord, ProgressRecordRef, SegmentHeader, SpoolRecordRef};
+use tollway_proto::spool::{
+    Held, HeldIntentRef, OutcomeRecord, ProgressRecordRef, SegmentHeader, SpoolRecordRef,
+};
 use tollway_proto::usage::{UsageEvent, partition_of};
 use tollway_shared::ids::{RequestId, WriterId};
 use tollway_shared::tokens::TokenCounts;
 
+use super::extent::Extent;
 use super::repair::{Place, Repair};
 use super::segment::{self, Position};
 use super::space::Space;
@@ -43,56 +46,6 @@ pub enum SpoolFault {
     /// The disk refused the record; the log has its reason.
     #[error("the usage spool could not be written")]
     Disk,
-}
-
-/// What of a writer's spool is on disk, shared between its writer, the fsync thread and the shipper.
-#[derive(Debug)]
-pub(super) struct Extent {
-    pub(super) writer: WriterId,
-    pub(super) dir: PathBuf,
-    /// [`Position`] after the last record written.
-    written: AtomicU64,
-    /// [`Position`] up to which everything is on disk for good. The shipper reads no further.
-    synced: AtomicU64,
-    /// Bytes in the folder.
-    bytes: AtomicU64,
-}
-
-impl Extent {
-    pub(super) fn new(writer: WriterId, dir: PathBuf, end: Position, bytes: u64) -> Self {
-        Self {
-            writer,
-            dir,
-            written: AtomicU64::new(end.packed()),
-            synced: AtomicU64::new(end.packed()),
-            bytes: AtomicU64::new(bytes),
-        }
-    }
-
-    pub(super) fn written(&self) -> Position {
-        Position::unpacked(self.written.load(Ordering::Acquire))
-    }
-
-    pub(super) fn synced(&self) -> Position {
-        Position::unpacked(self.synced.load(Ordering::Acquire))
-    }
-
-    pub(super) fn set_synced(&self, at: Position) {
-        self.synced.store(at.packed(), Ordering::Release);
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn add_bytes(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn forget_bytes(&self, bytes: u64) {
-        let less = |held: u64| held.saturating_sub(bytes);
-        self.bytes.update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
 }
 
 /// One core's end of the spool. Cheap to clone; meant to be used by one thread, where its lock is never contended.
@@ -192,7 +145,16 @@ impl Writer {
     ///
     /// [`SpoolRecord::Intent`]: tollway_proto::spool::SpoolRecord::Intent
     pub fn intent(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
-        self.note(event)?;
+        self.begin(SpoolRecordRef::Intent(event))
+    }
+
+    /// The same of a request that holds leased money.
+    pub fn intent_holding(&self, event: &UsageEvent, held: &Held) -> Result<(), SpoolFault> {
+        self.begin(SpoolRecordRef::Held(HeldIntentRef { event, held }))
+    }
+
+    fn begin(&self, record: SpoolRecordRef<'_>) -> Result<(), SpoolFault> {
+        self.note(record)?;
         self.0.open.fetch_add(1, Ordering::Relaxed);
         self.0.intents.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -201,10 +163,10 @@ impl Writer {
     /// Notes that a request whose intent was taken goes to another endpoint, as [`Writer::intent`] does. After an error the intent
     /// before it stands, and the request still owes its one outcome.
     pub fn redirected(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
-        self.note(event)
+        self.note(SpoolRecordRef::Intent(event))
     }
 
-    fn note(&self, event: &UsageEvent) -> Result<(), SpoolFault> {
+    fn note(&self, record: SpoolRecordRef<'_>) -> Result<(), SpoolFault> {
         let lane = &*self.0;
         if lane.space.sheds() {
             return Err(SpoolFault::Full);
@@ -212,7 +174,7 @@ impl Writer {
         if lane.suspect.load(Ordering::Relaxed) {
             return Err(SpoolFault::Disk);
         }
-        let bytes = codec::encode(Kind::Spool, &SpoolRecordRef::Intent(event));
+        let bytes = codec::encode(Kind::Spool, &record);
         let mut inner = lane.lock();
         if inner.unsynced.is_full() {
             return Err(SpoolFault::Disk);
@@ -295,6 +257,11 @@ impl Lane {
             outcomes: self.outcomes.load(Ordering::Relaxed),
             lost: self.lost.load(Ordering::Relaxed),
         }
+    }
+
+    /// The last sequence given out, per partition.
+    pub(super) fn sequences(&self) -> Vec<u64> {
+        self.lock().sequences.clone()
     }
 
     /// How many outcomes wait in memory.

@@ -11,9 +11,9 @@ use tollway_proto::codec::{self, Kind};
 use tollway_proto::spool::{OutcomeRecord, SegmentHeader, SpoolRecord, SpoolRecordRef, SpoolStart};
 use tollway_shared::ids::RequestId;
 
+use super::extent::Extent;
 use super::segment::{self, Cursor, Position};
 use super::sink::Ticket;
-use super::spool::Extent;
 use super::sync::readable;
 
 /// The file that remembers what was delivered, so that a restart does not send all of it again. Losing it costs repeats only.
@@ -225,7 +225,8 @@ impl Stream {
             .chain(self.waiting.as_ref().map(|(at, _, _)| at.segment))
             .chain(self.open.values().copied())
             .min()
-            .map_or(self.segment, |segment| segment.min(self.segment));
+            .map_or(self.segment, |segment| segment.min(self.segment))
+            .min(self.extent.kept_from());
         while self.oldest_segment < needed {
             self.remove_oldest()?;
         }
@@ -282,7 +283,7 @@ impl Stream {
         };
         match found.record {
             SpoolStart::Header(_) | SpoolStart::Progress(_) => Ok(Some(false)),
-            SpoolStart::Intent(intent) => {
+            SpoolStart::Intent(intent) | SpoolStart::Held(intent) => {
                 self.open.entry(intent.request_id).or_insert(self.segment); // its outcome is still to come
                 Ok(Some(false))
             }

@@ -10,10 +10,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::extent::Extent;
 use super::repair::Repair;
 use super::segment::{self, Position};
 use super::space::Space;
-use super::spool::{Extent, Lane};
+use super::spool::Lane;
 
 /// How often a full disk is tried again.
 const PROBE_EVERY: Duration = Duration::from_secs(1);

@@ -268,6 +268,16 @@ impl Holder {
         }
     }
 
+    /// Gives everything back that is free, for good: of no use to an incarnation that goes on. Says whether nothing is held either,
+    /// so that nothing more can be spent.
+    pub fn retire(&self) -> bool {
+        let slices = || self.kept.values().map(|kept| &kept.slice);
+        slices().for_each(|slice| {
+            slice.give_back(i64::MAX);
+        });
+        slices().all(|slice| slice.room(Reach::Lost) <= 0 && slice.line().held == 0)
+    }
+
     /// Its numbers.
     pub fn numbers(&self) -> HolderNumbers {
         let current = |kept: &Kept| {
