@@ -1,5 +1,5 @@
 //! The request path of Tollway: authenticates, routes, relays and meters. Keeps nothing that a restart may not lose, except the
-//! last good snapshot and the usage spool.
+//! last good snapshot, the usage spool and the journals of its leases.
 //!
 //! | file | what |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | [`ask`], [`routing`], [`health`], [`credentials`], [`dialects`] | PURE: what is asked, who may serve it and with which key, wire formats |
 //! | [`upstream`] | the only opener of connections to providers |
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
+//! | [`lease`] | budgets: money that may be spent without asking anybody |
 //! | [`identity`] | who this node is: join, certificate, secrets |
 //! | [`plane`] | what the requests of one core share |
 
@@ -22,6 +23,7 @@ pub mod credentials;
 pub mod dialects;
 pub mod health;
 pub mod identity;
+pub mod lease;
 pub mod lengths;
 pub mod logs;
 pub mod metrics;

@@ -49,6 +49,16 @@ pub const SNAPSHOT_DELTAS_TOTAL: &str = "tollway_snapshot_deltas_total";
 pub const SNAPSHOT_CHANGES_TOTAL: &str = "tollway_snapshot_changes_total";
 /// Snapshots and deltas refused.
 pub const SNAPSHOT_REJECTED_TOTAL: &str = "tollway_snapshot_rejected_total";
+/// Messages that ask for money of leased budgets because requests wait for it.
+pub const LEASE_ASKS_TOTAL: &str = "tollway_lease_asks_total";
+/// Requests that had to wait for a lease.
+pub const LEASE_WAITS_TOTAL: &str = "tollway_lease_waits_total";
+/// Requests whose answer a budget has cut shorter than was asked for.
+pub const LEASE_CLAMPED_TOTAL: &str = "tollway_lease_clamped_total";
+/// Budgets that this node has a slice of.
+pub const LEASE_SLICES: &str = "tollway_lease_slices";
+/// 1 while the control plane answers about leases, 0 otherwise.
+pub const LEASE_CONNECTED: &str = "tollway_lease_connected";
 /// 1, by `version`.
 pub const BUILD_INFO: &str = "tollway_build_info";
 
@@ -114,6 +124,17 @@ fn describe() {
         Unit::Seconds,
         "Since the control plane was last heard of"
     );
+    metrics::describe_counter!(
+        LEASE_ASKS_TOTAL,
+        "Asks for money of leased budgets that requests wait for"
+    );
+    metrics::describe_counter!(LEASE_WAITS_TOTAL, "Requests that had to wait for a lease");
+    metrics::describe_counter!(
+        LEASE_CLAMPED_TOTAL,
+        "Requests whose answer a budget has cut shorter"
+    );
+    metrics::describe_gauge!(LEASE_SLICES, "Budgets that this node has a slice of");
+    metrics::describe_gauge!(LEASE_CONNECTED, "Whether the control plane answers about leases");
     metrics::describe_gauge!(CONTROL_CONNECTED, "Whether a control peer's stream is open");
     metrics::describe_counter!(SNAPSHOT_FULLS_TOTAL, "Whole snapshots taken into use");
     metrics::describe_counter!(SNAPSHOT_DELTAS_TOTAL, "Deltas taken into use");

@@ -23,7 +23,7 @@ use crate::plane::{Dice, Plane};
 use crate::routing::Candidate;
 use crate::stages::opening::Opened;
 use crate::stages::report::Record;
-use crate::stages::{admit, attempt, authenticate, plan, receive, relay};
+use crate::stages::{admit, attempt, authenticate, hold, plan, receive, relay};
 
 /// When a request came, and what it is called.
 #[derive(Debug, Clone)]
@@ -128,9 +128,10 @@ async fn stages(cx: &mut Context, request: Request<Incoming>) -> Result<(Candida
             return Err(fault);
         }
     };
-    let ask = receive::read(cx, &head.headers, body).await?;
+    let mut ask = receive::read(cx, &head.headers, body).await?;
     let models = admit::check(cx, &caller, &ask)?;
-    let plan = plan::order(cx, &ask, &models)?;
+    let mut plan = plan::order(cx, &ask, &models)?;
+    hold::worst_case(cx, &caller, &mut plan, &mut ask).await?;
     attempt::first_byte(cx, &plan, &caller, &ask).await // the relay's end settles and reports
 }
 

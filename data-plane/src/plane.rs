@@ -12,6 +12,7 @@ use tollway_shared::ids::{ClusterId, NodeId, Region};
 use crate::catalog::Live;
 use crate::credentials::Keyring;
 use crate::health::Health;
+use crate::lease::Desk;
 use crate::lengths::Lengths;
 use crate::metrics::Meters;
 use crate::upstream::Upstream;
@@ -76,6 +77,8 @@ pub struct Plane {
     pub limits: Limits,
     /// The newest snapshot.
     pub live: Live,
+    /// What this node may spend of budgets.
+    pub desk: Desk,
     /// This core's usage writer.
     pub writer: Writer,
     /// This core's connections to providers.

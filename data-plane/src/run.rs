@@ -5,9 +5,9 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{self, Live};
 use crate::config::Config;
 use crate::identity::{Identity, IdentityFault, renew};
+use crate::lease::{self, Call, Desk, Inheritance, Leases, Places};
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
 use crate::server::{self, Crowd, Deadlines, Stage};
@@ -26,6 +27,8 @@ use crate::usage::{self, Usage};
 
 /// Where the usage spool is, inside the data folder.
 const SPOOL: &str = "spool";
+/// Where the journals of leases are.
+const LEASES: &str = "leases";
 /// How long answers that were told to end may take to say so.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -54,6 +57,14 @@ pub enum StartFault {
         /// Why.
         source: io::Error,
     },
+    /// What an earlier life spent of its leases cannot be read or written down.
+    #[error("the leases in `{path}` cannot be kept: {source}")]
+    Leases {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A thread cannot be started.
     #[error("a thread could not be started: {0}")]
     Thread(io::Error),
@@ -71,6 +82,7 @@ pub struct Running {
     cores: Vec<oneshot::Receiver<()>>,
     cancel: CancellationToken,
     usage: Option<Arc<Usage>>,
+    leases: Option<Leases>,
 }
 
 /// Starts the node whose identity is in the data folder. Must be called inside a tokio runtime.
@@ -88,18 +100,30 @@ pub async fn start(config: &Config) -> Result<Running, StartFault> {
         node: membership.node,
         region: membership.region,
     };
+    let desk = Arc::<OnceLock<Desk>>::default();
+    let (heard, dial) = (desk.clone(), identity.dial()?);
     let subscription = catalog::Config {
         cluster: names.cluster.clone(),
         node: names.node.clone(),
         region: names.region.clone(),
         peers: peers.clone(),
         data_dir: config.data_dir.clone(),
-        dial: identity.dial()?,
+        dial: dial.clone(),
         caps: catalog::intake::Caps::default(),
+        recalls: Arc::new(move |recall| {
+            // Before there is a desk there is nothing to give back.
+            if let Some(desk) = heard.get() {
+                desk.recall(recall);
+            }
+        }),
     };
     // A thread of its own: decoding a large snapshot never takes a serving core. It serves from disk first.
     catalog::subscribe::spawn(live.clone(), subscription, cancel.clone()).map_err(StartFault::Thread)?;
-    let started = serve_until(config, names, live, cancel.clone()).await;
+    let link = Link {
+        call: lease::link::to_peers(peers.clone(), dial),
+        desk,
+    };
+    let started = serve_until(config, names, live, cancel.clone(), Some(link)).await;
     match &started {
         Ok(_) => drop(tokio::spawn(renew::run(
             identity,
@@ -112,9 +136,36 @@ pub async fn start(config: &Config) -> Result<Running, StartFault> {
     started
 }
 
-/// Starts serving what `live` has and will have. Must be called inside a tokio runtime, which serves the ops port.
+/// Starts serving what `live` has and will have. Must be called inside a tokio runtime, which serves the ops port. Leased budgets
+/// let nothing through: there is nobody to lease from.
 pub async fn serve(config: &Config, names: Names, live: Live) -> Result<Running, StartFault> {
-    serve_until(config, names, live, CancellationToken::new()).await
+    serve_until(config, names, live, CancellationToken::new(), None).await
+}
+
+/// The same with somebody to lease from, for tests of the request path.
+///
+/// - `desk`: gets the node's desk, which takes recalls.
+pub async fn serve_leased(
+    config: &Config,
+    names: Names,
+    live: Live,
+    call: Call,
+    desk: Arc<OnceLock<Desk>>,
+) -> Result<Running, StartFault> {
+    serve_until(
+        config,
+        names,
+        live,
+        CancellationToken::new(),
+        Some(Link { call, desk }),
+    )
+    .await
+}
+
+/// Whom to lease from, and where to leave the desk.
+struct Link {
+    call: Call,
+    desk: Arc<OnceLock<Desk>>,
 }
 
 async fn serve_until(
@@ -122,12 +173,32 @@ async fn serve_until(
     names: Names,
     live: Live,
     cancel: CancellationToken,
+    link: Option<Link>,
 ) -> Result<Running, StartFault> {
     config.check()?;
     let recorder = crate::metrics::install();
     let threads = config.threads();
     let spool = config.data_dir.join(SPOOL);
+    let places = Places {
+        folder: config.data_dir.join(LEASES),
+        spool: spool.clone(),
+    };
+    let kept = |source| StartFault::Leases {
+        path: config.data_dir.join(LEASES),
+        source,
+    };
+    // Ahead of the spool's recovery, which ships and removes what this is read from.
+    let inheritance = inherit(&places).await.map_err(kept)?;
     let usage = Arc::new(start_usage(&config.usage, &spool, threads).await?);
+    let (leases, desk) = match link {
+        Some(link) => {
+            let started = Leases::start(places, inheritance, usage.track(), link.call);
+            let (leases, desk) = started.map_err(kept)?;
+            let _ = link.desk.set(desk.clone());
+            (Some(leases), desk)
+        }
+        None => (None, Desk::closed()),
+    };
     let tls = upstream::client_config(config.upstream.ca_file.as_deref())?;
     let phase = Arc::<Phase>::default();
     let (stage, watched) = watch::channel(Stage::Serve);
@@ -146,6 +217,7 @@ async fn serve_until(
             names: names.clone(),
             limits: limits(config)?,
             live: live.clone(),
+            desk: desk.clone(),
             writer: usage.writer(number),
             pool: upstream::Settings {
                 idle_max: config.upstream.idle_connections_max,
@@ -182,7 +254,14 @@ async fn serve_until(
         cores,
         cancel,
         usage: Some(usage),
+        leases,
     })
+}
+
+async fn inherit(places: &Places) -> io::Result<Inheritance> {
+    let places = places.clone();
+    let read = tokio::task::spawn_blocking(move || Inheritance::read(&places)).await;
+    read.map_err(io::Error::other)?
 }
 
 async fn start_usage(settings: &usage::Settings, spool: &Path, writers: usize) -> Result<Usage, StartFault> {
@@ -221,6 +300,9 @@ impl Running {
             {
                 tracing::warn!("some connections did not take their error event");
             }
+        }
+        if let Some(leases) = self.leases.take() {
+            leases.stop().await;
         }
         self.cancel.cancel();
         let flush = Duration::from_millis(self.drain.flush_ms);
@@ -277,6 +359,7 @@ struct Core {
     names: Names,
     limits: Limits,
     live: Live,
+    desk: Desk,
     writer: usage::Writer,
     pool: upstream::Settings,
     tls: Arc<rustls::ClientConfig>,
@@ -311,6 +394,7 @@ impl Core {
             names: self.names,
             limits: self.limits,
             live: self.live,
+            desk: self.desk,
             writer: self.writer,
             upstream: Upstream::new(self.pool, self.tls),
             health: std::cell::RefCell::default(),

@@ -238,6 +238,7 @@ impl Follower {
             data_dir: data_dir.to_owned(),
             dial: identity.dial().unwrap(),
             caps: Caps::default(),
+            recalls: Arc::new(drop),
         };
         let thread = catalog::subscribe::spawn(live.clone(), config, stop.clone()).unwrap();
         Self {

@@ -9,7 +9,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body::{Body, Frame, SizeHint};
 use serde::Serialize;
-use tollway_shared::fault::{Fault, UpstreamNote};
+use tollway_shared::fault::{Fault, LimitNote, UpstreamNote};
 use tollway_shared::ids::RequestId;
 
 use crate::stages::relay::{Stream, Whole};
@@ -75,7 +75,33 @@ struct ErrorOut<'a> {
     param: Option<&'a str>,
     code: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    metadata: Option<Metadata<'a>>,
+    metadata: Option<About<'a>>,
+}
+
+/// What more there is to say.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum About<'a> {
+    Upstream(Metadata<'a>),
+    Limit(LimitMetadata<'a>),
+}
+
+/// The budget that stopped a request.
+#[derive(Serialize)]
+struct LimitMetadata<'a> {
+    limit_source: &'static str,
+    budget: &'a str,
+    resets_at: Option<String>,
+}
+
+impl<'a> From<LimitNote<'a>> for LimitMetadata<'a> {
+    fn from(note: LimitNote<'a>) -> Self {
+        Self {
+            limit_source: note.source,
+            budget: note.budget,
+            resets_at: note.resets_at.map(|at| at.rfc3339()),
+        }
+    }
 }
 
 /// A provider's part in an error, under OpenRouter's names.
@@ -143,7 +169,10 @@ pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> R
             kind: spec.kind,
             param: fault.param(),
             code: spec.code,
-            metadata: fault.upstream().map(Metadata::from),
+            metadata: fault
+                .upstream()
+                .map(|note| About::Upstream(note.into()))
+                .or_else(|| fault.limit().map(|note| About::Limit(note.into()))),
         },
     };
     if let Some(id) = id {

@@ -102,8 +102,8 @@ impl<'de> Visitor<'de> for HeadVisitor {
                 "stream" => head.stream = not_null(map.next_value()?),
                 "stream_options" => head.stream_options = Some(map.next_value()?),
                 "user" => head.user = not_null(map.next_value()?),
-                "max_tokens" => head.max_tokens = not_null(map.next_value()?),
-                "max_completion_tokens" => head.max_completion_tokens = not_null(map.next_value()?),
+                "max_tokens" => head.max_tokens = Some(map.next_value()?),
+                "max_completion_tokens" => head.max_completion_tokens = Some(map.next_value()?),
                 "n" => head.n = not_null(map.next_value()?),
                 "messages" => {
                     head.messages = Some(map.next_value_seed(Messages)?);
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for HeadVisitor {
     }
 }
 
-fn not_null(raw: &RawValue) -> Option<&RawValue> {
+pub(super) fn not_null(raw: &RawValue) -> Option<&RawValue> {
     (raw.get() != "null").then_some(raw)
 }
 

@@ -20,7 +20,7 @@ use serde_json::value::RawValue;
 use tollway_shared::fault::Fault;
 
 use crate::dialects::estimate::Size;
-use head::{Head, as_fault};
+use head::{Head, as_fault, not_null};
 use place::{members, place, refuse_depth};
 
 /// Longest `user` label, in characters; the rest is cut off.
@@ -55,10 +55,16 @@ pub struct Ask {
     pub ours_at: Vec<Range<usize>>,
     /// The caller's cap on the completion tokens of one answer.
     pub output_tokens_max: Option<u32>,
+    /// Where the caps are in the body, or the `null` in the place of one.
+    pub caps_at: Vec<Range<usize>>,
+    /// A lower cap than the caller's, that a budget has put on it.
+    pub clamped: Option<u32>,
     /// How many answers it wants, usually one.
     pub answers: u32,
     /// The estimate of its prompt tokens, for a provider that counts none and for a node that dies.
     pub prompt_tokens: u64,
+    /// The most prompt tokens that it can be.
+    pub prompt_tokens_max: u64,
 }
 
 /// The caller's routing preferences, as far as they are acted on; other members are ignored.
@@ -119,8 +125,19 @@ impl Ask {
                 format!("has more than {FALLBACKS_MAX} entries"),
             ));
         }
-        let max_tokens = count("max_tokens", u32::MAX, head.max_tokens)?;
-        let max_completion_tokens = count("max_completion_tokens", u32::MAX, head.max_completion_tokens)?;
+        let caps = [head.max_tokens, head.max_completion_tokens];
+        let [max_tokens, max_completion_tokens] = caps.map(|cap| cap.and_then(not_null));
+        let mut caps_at: Vec<_> = [max_tokens, max_completion_tokens]
+            .into_iter()
+            .flatten()
+            .map(at)
+            .collect();
+        if caps_at.is_empty() {
+            // A `null` is where a cap would have to go: nobody knows which of two values counts.
+            caps_at.extend(caps.into_iter().flatten().take(1).map(at));
+        }
+        let max_tokens = count("max_tokens", u32::MAX, max_tokens)?;
+        let max_completion_tokens = count("max_completion_tokens", u32::MAX, max_completion_tokens)?;
         let ask = Self {
             model: required("model", "a string", model)?,
             model_at: at(model),
@@ -133,14 +150,23 @@ impl Ask {
             ours_at: members(text, &head.ours),
             // The newer name, where a caller sends both.
             output_tokens_max: max_completion_tokens.or(max_tokens),
+            caps_at,
+            clamped: None,
             answers: count("n", ANSWERS_MAX, head.n)?.unwrap_or(1),
             prompt_tokens: prompt.tokens(),
+            prompt_tokens_max: prompt.tokens_max(body.len() as u64),
             body: body.clone(),
         };
         if ask.model.is_empty() {
             return Err(invalid("model", "must not be empty".into()));
         }
         Ok(ask)
+    }
+
+    /// Lowers its cap.
+    pub fn clamp(&mut self, cap: u32) {
+        self.output_tokens_max = Some(cap);
+        self.clamped = Some(cap);
     }
 
     /// What is known of its size, for estimates.

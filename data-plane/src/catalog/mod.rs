@@ -8,6 +8,7 @@
 //! | `freshness` | pure: how far behind what is in force may be |
 //! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
 //! | `removal` | a node that is not registered any more takes no requests |
+//! | [`recall`] | recalls of leases, on their way to the task that has them |
 //! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
 pub mod disk;
@@ -16,6 +17,7 @@ mod freshness;
 pub mod intake;
 mod live;
 mod opened;
+pub mod recall;
 mod removal;
 pub mod subscribe;
 pub mod trial;

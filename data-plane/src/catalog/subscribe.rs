@@ -33,6 +33,7 @@ use super::disk::Disk;
 use super::form::{Form, is_urgent};
 use super::freshness::Freshness;
 use super::intake::{Action, Caps, Intake};
+use super::recall::{self, Recalls};
 use super::removal::Removal;
 use super::trial::{LASTED, Trial};
 use crate::clock;
@@ -77,6 +78,8 @@ pub struct Config {
     pub dial: Dial,
     /// What a snapshot may hold at most.
     pub caps: Caps,
+    /// Who obeys recalls of leases.
+    pub recalls: Recalls,
 }
 
 /// Serves from disk at once, then follows the control plane until `shutdown`.
@@ -339,6 +342,9 @@ impl Node {
 
     /// Does what the intake says. A panic in it costs one message, not the node.
     fn take_in(&mut self, message: ControlMessage, answers: &mpsc::Sender<NodeMessage>) {
+        if recall::is_passed_on(&message, &self.config.recalls) {
+            return;
+        }
         let form = Form::of(&message);
         let intake = &mut self.intake;
         let Ok(action) = catch_unwind(AssertUnwindSafe(|| intake.feed(message))) else {

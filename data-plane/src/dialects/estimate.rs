@@ -12,6 +12,13 @@ const BYTES_PER_TOKEN: u64 = 4;
 const TOKENS_PER_MESSAGE: u64 = 4;
 /// What an image or file costs.
 const TOKENS_PER_ATTACHMENT: u64 = 1_000;
+/// The most that the frame around one message costs.
+const TOKENS_PER_MESSAGE_MAX: u64 = 8;
+/// The most that an image or a page of a file is sold for, but for models that multiply an image's tokens to price it like their
+/// larger kin; those have a price of their own.
+const TOKENS_PER_ATTACHMENT_MAX: u64 = 10_000;
+/// What providers add of their own, most of it for tools.
+const TOKENS_ADDED_MAX: u64 = 512;
 
 /// What one message holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +27,8 @@ pub struct Measure {
     pub text_bytes: u64,
     /// Images and files.
     pub attachments: u64,
+    /// What they take of the body.
+    pub attachment_bytes: u64,
 }
 
 impl Measure {
@@ -27,6 +36,7 @@ impl Measure {
     pub fn add(&mut self, other: Self) {
         self.text_bytes += other.text_bytes;
         self.attachments += other.attachments;
+        self.attachment_bytes += other.attachment_bytes;
     }
 }
 
@@ -52,6 +62,17 @@ impl Prompt {
             + TOKENS_PER_ATTACHMENT * self.measure.attachments
             + TOKENS_PER_MESSAGE * self.messages as u64
     }
+
+    /// The most that it can be: a token is at least one byte of what is sent.
+    ///
+    /// - `body_bytes`: of the whole request, tools and schemas included.
+    pub fn tokens_max(&self, body_bytes: u64) -> u64 {
+        let measure = &self.measure;
+        body_bytes.saturating_sub(measure.attachment_bytes)
+            + TOKENS_PER_ATTACHMENT_MAX * measure.attachments
+            + TOKENS_PER_MESSAGE_MAX * self.messages as u64
+            + TOKENS_ADDED_MAX
+    }
 }
 
 /// Measures a message's `content` as it is written in JSON: a text, or an array of parts.
@@ -59,7 +80,7 @@ pub fn content(json: &str) -> Measure {
     if let Some(text) = json.strip_prefix('"') {
         return Measure {
             text_bytes: text_bytes(text),
-            attachments: 0,
+            ..Measure::default()
         };
     }
     let parts: Vec<Part<'_>> = serde_json::from_str(json).unwrap_or_default();
@@ -69,6 +90,9 @@ pub fn content(json: &str) -> Measure {
             Some(text) => measure.text_bytes += text.len() as u64,
             None => measure.attachments += 1,
         }
+    }
+    if measure.attachments > 0 {
+        measure.attachment_bytes = (json.len() as u64).saturating_sub(measure.text_bytes);
     }
     measure
 }
@@ -134,6 +158,17 @@ mod tests {
         };
         assert_eq!(counts(size(u64::MAX), 5).output, 2);
         assert_eq!(counts(size(1), 5).output, 1);
+    }
+
+    #[test]
+    fn no_prompt_has_more_tokens_than_bytes_and_its_attachments_count_flat() {
+        let mut prompt = Prompt::default();
+        prompt.add(content(r#""12345678""#));
+        assert_eq!(prompt.tokens_max(100), 100 + 8 + 512);
+        let image = r#"[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]"#;
+        prompt.add(content(image));
+        let body = 100 + image.len() as u64;
+        assert_eq!(prompt.tokens_max(body), 100 + 4 + 2 * 8 + 512 + 10_000);
     }
 
     #[test]

@@ -130,6 +130,15 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Result<Enc
     }
 }
 
+/// The most completion tokens in one answer of an endpoint to an ask without a cap, as far as anybody says.
+pub fn output_tokens_max(endpoint: &Endpoint, provider: &Provider) -> Option<u32> {
+    let own = match provider.dialect {
+        Dialect::OpenAi => None,
+        Dialect::Anthropic => Some(anthropic::request::MAX_TOKENS_DEFAULT),
+    };
+    endpoint.max_output_tokens.or(own)
+}
+
 /// Reads a whole answer. `model`: as the caller knows it; `created`: shown where the dialect has none.
 pub fn reply(dialect: Dialect, body: Bytes, model: &str, created: i64) -> Result<Reply, ReplyFault> {
     match dialect {

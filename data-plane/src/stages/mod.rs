@@ -4,6 +4,7 @@ pub mod admit;
 pub mod attempt;
 pub mod authenticate;
 mod credential;
+pub mod hold;
 pub mod opening;
 pub mod plan;
 mod progress;

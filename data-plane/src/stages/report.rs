@@ -13,6 +13,7 @@ use tollway_shared::ids::{Revision, WriterId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::tokens::TokenCounts;
 
+use super::hold::Holding;
 use super::progress::Pace;
 use super::settle::{self, Basis};
 use crate::ask::Ask;
@@ -20,6 +21,7 @@ use crate::clock;
 use crate::dialects::estimate::Size;
 use crate::dialects::usage::Billed;
 use crate::dialects::{Tally, estimate};
+use crate::lease::inherit;
 use crate::metrics::Ended;
 use crate::pipeline::{Arrival, Caller};
 use crate::plane::Plane;
@@ -35,6 +37,8 @@ pub struct Record {
     counted: bool,
     /// What the answer has shown so far.
     pub tally: Tally,
+    /// What is set aside for it.
+    pub holding: Option<Holding>,
 }
 
 /// A request whose intent is in the spool.
@@ -63,6 +67,7 @@ impl Record {
             unsent: Vec::new(),
             counted: false,
             tally: Tally::default(),
+            holding: None,
         }
     }
 
@@ -88,7 +93,11 @@ impl Record {
             event.attempts.append(&mut self.unsent);
             event.attempts.push(attempt);
             event.tokens.output = expected;
-            self.plane.writer.intent(&event).map_err(|fault| {
+            let written = match &self.holding {
+                None => self.plane.writer.intent(&event),
+                Some(holding) => self.plane.writer.intent_holding(&event, &holding.held),
+            };
+            written.map_err(|fault| {
                 tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
                 Fault::BillingUnavailable
             })?;
@@ -217,7 +226,9 @@ impl Record {
     /// The end. Later calls change nothing.
     pub fn close(&mut self, end: EndState, status: u16, fault: Option<&Fault>) {
         let code = fault.map_or("", |fault| fault.spec().code);
+        let holding = self.holding.take();
         let Some(mut open) = self.open.take() else {
+            holding.into_iter().for_each(Holding::release);
             if !std::mem::replace(&mut self.counted, true) {
                 self.plane.meters.refused(status, code);
             }
@@ -267,7 +278,12 @@ impl Record {
             tokens: &event.tokens,
             cost: event.charge.total,
         });
+        // In this order: what is settled after a checkpoint has an outcome after it.
+        let used = holding.map(|holding| (holding, inherit::used(event), event.model.clone()));
         self.plane.writer.outcome(*open.event);
+        if let Some((holding, used, served)) = used {
+            holding.settle(&used, &served);
+        }
     }
 
     /// What an endpoint bills of an answer to this ask that nobody waits for ([`SpoolRecord::Intent`] says why).
@@ -365,6 +381,9 @@ impl Open {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if let Some(holding) = self.holding.take_if(|_| self.open.is_none()) {
+            holding.release(); // nothing was sent
+        }
         if std::thread::panicking() {
             self.close(EndState::Failed, 500, Some(&Fault::Internal));
         } else if self.open.is_some() {

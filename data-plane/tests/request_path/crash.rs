@@ -21,7 +21,7 @@ const STREAMS: usize = 8;
 const TOKENS: u64 = 6_400;
 
 /// Copies a folder and what is in it.
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -5,6 +5,8 @@
 mod answers;
 mod crash;
 mod failures;
+mod grantor;
 mod guards;
+mod leases;
 mod node;
 mod refusals;

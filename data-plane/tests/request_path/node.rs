@@ -29,9 +29,11 @@ use tollway_shared::snapshot::{Resource, Snapshot};
 use tollway_shared::tenant::{ApiKey, Organization, Project};
 use tollway_shared::time::UnixMillis;
 
+use crate::grantor::Grantor;
+
 pub(crate) const MODEL: &str = "acme/one";
 pub(crate) const PARTITIONS: i32 = 2;
-const REGION_KEY: [u8; 32] = [2; 32];
+pub(crate) const REGION_KEY: [u8; 32] = [2; 32];
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) struct Node {
@@ -151,6 +153,15 @@ impl Node {
         providers: &[(&Scripted, &str, Dialect)],
         set: impl FnOnce(&mut Config),
     ) -> Self {
+        Self::start_leased(providers, None, set).await
+    }
+
+    /// The same, with somebody to lease budgets from, under the name that it has there.
+    pub(crate) async fn start_leased(
+        providers: &[(&Scripted, &str, Dialect)],
+        grantor: Option<(&Grantor, &str)>,
+        set: impl FnOnce(&mut Config),
+    ) -> Self {
         let (pepper, region_key) = (Key::new([1; 32]), Key::new(REGION_KEY));
         let key = mint(KeyKind::Inference, &[7; 32]).expose().clone();
         let mut snapshot = Snapshot::default();
@@ -222,7 +233,14 @@ impl Node {
             region: Region::trusted("eu"),
             node: NodeId::trusted("node"),
         };
-        let running = run::serve(&config, names, live.clone()).await.unwrap();
+        let running = match grantor {
+            None => run::serve(&config, names, live.clone()).await,
+            Some((grantor, name)) => {
+                let (call, desk) = grantor.joined(name);
+                run::serve_leased(&config, names, live.clone(), call, desk).await
+            }
+        };
+        let running = running.unwrap();
         // Another test of this process may have installed it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
@@ -232,6 +250,13 @@ impl Node {
             dir,
             http: reqwest::Client::new(),
         }
+    }
+
+    /// Puts a resource into the snapshot in force.
+    pub(crate) fn put(&self, resource: Resource) {
+        let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
+        put(&mut snapshot, resource);
+        self.live.set_snapshot(Arc::new(snapshot), clock::now());
     }
 
     /// Gives a provider one more credential.

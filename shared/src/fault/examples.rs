@@ -53,6 +53,10 @@ impl Fault {
                 budget: text(),
                 resets_at: None,
             },
+            Self::RequestTooDear {
+                level: "project",
+                budget: text(),
+            },
             Self::RouteNotFound {
                 method: "GET".into(),
                 path: "/".into(),
@@ -94,6 +98,7 @@ impl Fault {
             Self::NoSnapshot,
             Self::ControlPlaneStale,
             Self::NodeRemoved,
+            Self::BudgetUnavailable,
             Self::BillingUnavailable,
             Self::Overloaded,
             Self::Draining,

@@ -5,9 +5,11 @@
 
 mod attempt;
 mod examples;
+mod limit;
 
 pub use attempt::AttemptFault;
 use attempt::attempt_hint;
+pub use limit::LimitNote;
 
 use crate::ids::{ModelId, ProviderId};
 use crate::time::UnixMillis;
@@ -135,6 +137,16 @@ pub enum Fault {
         /// When the next period starts, if one does.
         resets_at: Option<UnixMillis>,
     },
+    /// A request could cost more than a budget allows for one.
+    #[error(
+        "this request could cost more than the {level} budget `{budget}` allows for one; lower its cap on the answer"
+    )]
+    RequestTooDear {
+        /// The level of the tenant path.
+        level: &'static str,
+        /// The budget's id.
+        budget: String,
+    },
     /// No such path.
     #[error("there is no route {method} {path}")]
     RouteNotFound {
@@ -218,6 +230,9 @@ pub enum Fault {
     /// The control plane says that this node is not registered.
     #[error("this node was removed from its cluster; try another node")]
     NodeRemoved,
+    /// Nobody can say what a budget has left.
+    #[error("a budget of this API key cannot be checked right now; try again shortly")]
+    BudgetUnavailable,
     /// Usage cannot be recorded, so paid traffic is shed.
     #[error("usage cannot be recorded on this node; try another node")]
     BillingUnavailable,
@@ -294,6 +309,7 @@ impl Fault {
             Self::BudgetExhausted { .. } => {
                 spec("budget_exhausted", 403, "insufficient_quota", Tenant, false)
             }
+            Self::RequestTooDear { .. } => spec("request_too_dear", 403, "insufficient_quota", Tenant, false),
             Self::RouteNotFound { .. } => {
                 spec("route_not_found", 404, "invalid_request_error", Caller, false)
             }
@@ -330,6 +346,7 @@ impl Fault {
             Self::NoSnapshot => spec("no_snapshot", 503, "server_error", Operator, true),
             Self::ControlPlaneStale => spec("control_plane_stale", 503, "server_error", Operator, true),
             Self::NodeRemoved => spec("node_removed", 503, "server_error", Operator, true),
+            Self::BudgetUnavailable => spec("budget_unavailable", 503, "server_error", Operator, true),
             Self::BillingUnavailable => spec("billing_unavailable", 503, "server_error", Operator, true),
             Self::Overloaded => spec("overloaded", 503, "server_error", Operator, true),
             Self::Draining => spec("draining", 503, "server_error", Operator, true),

@@ -15,7 +15,7 @@ use crate::ask::Ask;
 use crate::dialects::Encoded;
 
 /// The dialect insists on a limit; this one holds when neither caller nor endpoint has one.
-const MAX_TOKENS_DEFAULT: u32 = 4_096;
+pub const MAX_TOKENS_DEFAULT: u32 = 4_096;
 
 #[derive(Deserialize)]
 struct In<'a> {

@@ -32,6 +32,17 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
             None => model.extend_from_slice(ASK_FOR_USAGE.as_bytes()),
         }
     }
+    if let Some(cap) = ask.clamped {
+        for range in &ask.caps_at {
+            edits.push(Edit {
+                range: range.clone(),
+                with: cap.to_string().into(),
+            });
+        }
+        if ask.caps_at.is_empty() {
+            model.extend_from_slice(format!(r#","{}":{cap}"#, cap_name(provider)).as_bytes());
+        }
+    }
     edits.push(Edit {
         range: ask.model_at.clone(),
         with: model.into(),
@@ -41,6 +52,17 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
         path: "/chat/completions",
         headers: &[],
         body: Slices::edited(&ask.body, &edits),
+    }
+}
+
+/// The member that caps an answer. OpenAI's own models refuse the older name where they reason; many other servers know only that.
+fn cap_name(provider: &Provider) -> &'static str {
+    let host = provider.base_url.split("//").nth(1).unwrap_or_default();
+    let host = host.split(['/', ':']).next().unwrap_or_default();
+    if host.ends_with(".openai.com") || host.ends_with(".openai.azure.com") {
+        "max_completion_tokens"
+    } else {
+        "max_tokens"
     }
 }
 
@@ -59,6 +81,10 @@ mod tests {
     use tollway_shared::ids::{EndpointId, ModelId, ProviderId};
 
     fn encoded(body: &str, stream_usage: bool) -> String {
+        encoded_at("http://127.0.0.1", body, stream_usage, None)
+    }
+
+    fn encoded_at(base_url: &str, body: &str, stream_usage: bool, cap: Option<u32>) -> String {
         let endpoint = Endpoint {
             id: EndpointId::trusted("e"),
             model: ModelId::trusted("a/b"),
@@ -73,7 +99,7 @@ mod tests {
             id: ProviderId::trusted("p"),
             name: "P".into(),
             dialect: Dialect::OpenAi,
-            base_url: "http://127.0.0.1".into(),
+            base_url: base_url.into(),
             auth: AuthScheme::None,
             private_network: true,
             stream_usage,
@@ -83,7 +109,8 @@ mod tests {
             idle_timeout_ms: 1,
             enabled: true,
         };
-        let ask = Ask::parse(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        let mut ask = Ask::parse(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        cap.into_iter().for_each(|cap| ask.clamp(cap));
         String::from_utf8(encode(&ask, &endpoint, &provider).body.to_bytes().to_vec()).unwrap()
     }
 
@@ -122,6 +149,52 @@ mod tests {
                 encoded(&body.replace("REST", REST), usage),
                 expected.replace("REST", REST)
             );
+        }
+    }
+
+    #[test]
+    fn a_clamped_cap_takes_the_place_of_the_callers_or_is_added_under_the_name_that_the_server_knows() {
+        const REST: &str = r#""messages":[{"role":"user"}]"#;
+        let (openai, other) = ("https://api.openai.com", "http://10.0.0.1:8000");
+        for (url, body, expected) in [
+            (
+                other,
+                r#"{"max_tokens":900,"model":"a/b",REST}"#,
+                r#"{"max_tokens":7,"model":"b-\"1",REST}"#,
+            ),
+            (
+                other,
+                r#"{"model":"a/b",REST,"max_completion_tokens" : 900,"max_tokens":800}"#,
+                r#"{"model":"b-\"1",REST,"max_completion_tokens" : 7,"max_tokens":7}"#,
+            ),
+            (
+                other,
+                r#"{"model":"a/b",REST}"#,
+                r#"{"model":"b-\"1","max_tokens":7,REST}"#,
+            ),
+            (
+                other,
+                r#"{"model":"a/b",REST,"stream":true}"#,
+                r#"{"model":"b-\"1","stream_options":{"include_usage":true},"max_tokens":7,REST,"stream":true}"#,
+            ),
+            (
+                other,
+                r#"{"model":"a/b",REST,"max_tokens":null}"#,
+                r#"{"model":"b-\"1",REST,"max_tokens":7}"#,
+            ),
+            (
+                openai,
+                r#"{"model":"a/b",REST,"max_tokens":null,"max_completion_tokens":9}"#,
+                r#"{"model":"b-\"1",REST,"max_tokens":null,"max_completion_tokens":7}"#,
+            ),
+            (
+                openai,
+                r#"{"model":"a/b",REST}"#,
+                r#"{"model":"b-\"1","max_completion_tokens":7,REST}"#,
+            ),
+        ] {
+            let sent = encoded_at(url, &body.replace("REST", REST), true, Some(7));
+            assert_eq!(sent, expected.replace("REST", REST));
         }
     }
 }

@@ -1,0 +1,244 @@
+//! The worst that a request can cost, in every unit that budgets count. PURE.
+//!
+//! A token is at least one byte of text, so the bytes of what is sent bound its prompt; what is no text is counted flat
+//! ([`crate::dialects::estimate::Prompt::tokens_max`]). The answer is bounded by the caller's cap, or the endpoint's, or the model's
+//! context. Each candidate of the plan is priced at its dearest prices, and the dearest candidate counts.
+
+use tollway_shared::cost::Prices;
+use tollway_shared::lease::hold::{Amounts, Claim};
+use tollway_shared::money::{NanoUsd, Price, UNITS_PER_PRICE};
+
+/// Lines of a charge are rounded one by one, each up by at most half a nano-dollar: more than that for all of them.
+const ROUNDING: i64 = 5;
+
+/// What one candidate can cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rates {
+    input: Price,
+    output: Price,
+    request: NanoUsd,
+    /// The most tokens in one of its answers, when the caller has no cap.
+    pub output_tokens_max: u64,
+}
+
+impl Rates {
+    /// The dearest that an endpoint charges for each token.
+    ///
+    /// - `output_tokens_max`: of one answer, without a cap of the caller's.
+    pub fn of(prices: &Prices, output_tokens_max: u64) -> Self {
+        let dearest = |price: Price, others: &[Option<Price>]| {
+            let others = others.iter().flatten().copied();
+            others.fold(price, Price::max)
+        };
+        Self {
+            input: dearest(prices.input, &[prices.input_cache_read, prices.input_cache_write]),
+            output: dearest(prices.output, &[prices.output_reasoning]),
+            request: prices.request.unwrap_or_default(),
+            output_tokens_max,
+        }
+    }
+
+    /// The most that it charges; beyond the range of money the largest amount, which no budget has.
+    fn cost(&self, prompt: u64, completion: u64) -> NanoUsd {
+        let lines = self
+            .input
+            .charge_up(prompt)
+            .and_then(|input| input.plus(self.output.charge_up(completion)?))
+            .and_then(|tokens| match tokens {
+                NanoUsd::ZERO => Ok(tokens),
+                tokens => tokens.plus(NanoUsd(ROUNDING)),
+            });
+        lines
+            .and_then(|tokens| tokens.plus(self.request))
+            .unwrap_or(NanoUsd(i64::MAX))
+    }
+
+    /// The most completion tokens that `money` pays for besides the prompt.
+    fn completion(&self, prompt: u64, money: NanoUsd) -> u64 {
+        let rest = i128::from(money.0) - i128::from(self.cost(prompt, 0).0);
+        match self.output {
+            _ if rest < 0 => 0,
+            Price(price) if price <= 0 => u64::MAX,
+            Price(price) => {
+                let rest = (rest - i128::from(ROUNDING)).max(0);
+                u64::try_from(rest * UNITS_PER_PRICE / i128::from(price)).unwrap_or(u64::MAX)
+            }
+        }
+    }
+}
+
+/// A request as far as its cost goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// The most prompt tokens.
+    pub prompt_tokens: u64,
+    /// How many answers it wants.
+    pub answers: u64,
+    /// The cap on one answer, the caller's or a clamped one.
+    pub cap: Option<u64>,
+    /// Its candidates.
+    pub rates: Vec<Rates>,
+}
+
+impl Bounds {
+    /// The claim.
+    pub fn claim(&self) -> Claim {
+        Claim {
+            worst: self.amounts(self.cap),
+            least: self.amounts(Some(1)),
+        }
+    }
+
+    fn amounts(&self, cap: Option<u64>) -> Amounts {
+        let mut worst = Amounts {
+            requests: 1,
+            ..Amounts::default()
+        };
+        for rates in &self.rates {
+            let each = cap.unwrap_or(rates.output_tokens_max);
+            let completion = each.saturating_mul(self.answers);
+            let tokens = self.prompt_tokens.saturating_add(completion);
+            worst.money = worst.money.max(rates.cost(self.prompt_tokens, completion));
+            worst.tokens = worst.tokens.max(i64::try_from(tokens).unwrap_or(i64::MAX));
+        }
+        worst
+    }
+
+    /// The largest cap on one answer with which the claim fits into `most`; `None` when not even one token does.
+    pub fn cap_within(&self, most: &Amounts) -> Option<u64> {
+        let tokens = u64::try_from(most.tokens).unwrap_or(0);
+        let completion = self
+            .rates
+            .iter()
+            .map(|rates| rates.completion(self.prompt_tokens, most.money));
+        let completion = completion
+            .chain([tokens.saturating_sub(self.prompt_tokens)])
+            .min()?;
+        let each = completion / self.answers.max(1);
+        (each > 0 && most.requests > 0).then_some(each)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tollway_shared::cost;
+    use tollway_shared::tokens::TokenCounts;
+
+    use super::*;
+
+    fn prices(input: i64, output: i64, write: Option<i64>, reasoning: Option<i64>) -> Prices {
+        Prices {
+            input: Price(input),
+            output: Price(output),
+            input_cache_read: None,
+            input_cache_write: write.map(Price),
+            output_reasoning: reasoning.map(Price),
+            request: Some(NanoUsd(7)),
+        }
+    }
+
+    fn bounds(cap: Option<u64>, rates: Vec<Rates>) -> Bounds {
+        Bounds {
+            prompt_tokens: 10,
+            answers: 2,
+            cap,
+            rates,
+        }
+    }
+
+    #[test]
+    fn the_dearest_candidate_at_its_dearest_prices_is_claimed() {
+        let cheap = Rates::of(&prices(1_000_000, 2_000_000, None, None), 100);
+        let dear = Rates::of(
+            &prices(1_000_000, 2_000_000, Some(3_000_000), Some(9_000_000)),
+            50,
+        );
+        let claim = bounds(Some(4), vec![cheap, dear]).claim();
+        // 10 × 3 + 8 × 9, the request's own price, and the rounding.
+        assert_eq!(claim.worst.money, NanoUsd(30 + 72 + 7 + ROUNDING));
+        assert_eq!((claim.worst.tokens, claim.worst.requests), (18, 1));
+        assert_eq!(claim.least.money, NanoUsd(30 + 18 + 7 + ROUNDING));
+        // Without a cap of the caller's, each endpoint's own counts.
+        let claim = bounds(None, vec![cheap, dear]).claim();
+        assert_eq!(claim.worst.money, NanoUsd(30 + 900 + 7 + ROUNDING));
+        assert_eq!(claim.worst.tokens, 210);
+    }
+
+    #[test]
+    fn what_costs_nothing_claims_no_money() {
+        let mut free = prices(0, 0, None, None);
+        free.request = None;
+        let claim = bounds(Some(4), vec![Rates::of(&free, 9)]).claim();
+        assert_eq!((claim.worst.money, claim.worst.tokens), (NanoUsd::ZERO, 18));
+    }
+
+    #[test]
+    fn a_claim_beyond_the_range_of_money_is_more_than_any_budget_has() {
+        let claim = bounds(
+            Some(u64::MAX),
+            vec![Rates::of(&prices(1, i64::MAX, None, None), 9)],
+        )
+        .claim();
+        assert_eq!((claim.worst.money.0, claim.worst.tokens), (i64::MAX, i64::MAX));
+    }
+
+    fn price() -> impl Strategy<Value = i64> {
+        prop_oneof![Just(0), 1i64..50, 1i64..100_000_000_000]
+    }
+
+    proptest! {
+        /// Whatever is used within the bounds is charged at most what was claimed.
+        #[test]
+        fn no_charge_is_above_its_claim(
+            (input, output) in (price(), price()),
+            (write, reasoning) in (proptest::option::of(price()), proptest::option::of(price())),
+            (prompt, cap, answers) in (0u64..5_000, 1u64..5_000, 1u64..4),
+            split in proptest::array::uniform3(0.0f64..=1.0),
+        ) {
+            let prices = prices(input, output, write, reasoning);
+            let bounds = Bounds { prompt_tokens: prompt, answers, cap: Some(cap), rates: vec![Rates::of(&prices, 1)] };
+            let part = |whole: u64, share: f64| (whole as f64 * share) as u64;
+            let (written, reasoned) = (part(prompt, split[0]), part(cap * answers, split[1]));
+            let read = part(prompt - written, split[2]);
+            let used = TokenCounts {
+                input: prompt - written - read,
+                input_cache_read: read,
+                input_cache_write: written,
+                output: cap * answers - reasoned,
+                output_reasoning: reasoned,
+            };
+            let claim = bounds.claim();
+            prop_assert!(cost::charge(&used, &prices).unwrap().total <= claim.worst.money);
+            prop_assert!(i64::try_from(used.prompt() + used.completion()).unwrap() <= claim.worst.tokens);
+        }
+
+        /// A clamped claim fits, and one token more does not, but for the rounding.
+        #[test]
+        fn a_clamped_claim_fits(
+            (input, output) in (price(), price()),
+            (prompt, answers) in (0u64..5_000, 1u64..4),
+            (money, tokens) in (0i64..1_000_000_000, 0i64..100_000),
+        ) {
+            let rates = Rates::of(&prices(input, output, None, None), 1_000);
+            let mut bounds = Bounds { prompt_tokens: prompt, answers, cap: None, rates: vec![rates] };
+            let most = Amounts { money: NanoUsd(money), tokens, requests: 1 };
+            let fits = |bounds: &Bounds| {
+                let worst = bounds.claim().worst;
+                worst.money <= most.money && worst.tokens <= most.tokens
+            };
+            match bounds.cap_within(&most) {
+                Some(cap) => {
+                    bounds.cap = Some(cap);
+                    prop_assert!(fits(&bounds));
+                    bounds.cap = Some(cap + 1 + 20 * 1_000_000 / (output.max(1) as u64));
+                    prop_assert!(!fits(&bounds));
+                }
+                None => {
+                    bounds.cap = Some(1 + 20 * 1_000_000 / (output.max(1) as u64));
+                    prop_assert!(!fits(&bounds));
+                }
+            }
+        }
+    }
+}

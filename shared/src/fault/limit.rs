@@ -1,0 +1,35 @@
+//! Which budget a fault is about.
+
+use super::Fault;
+use crate::time::UnixMillis;
+
+/// Which budget stopped a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitNote<'a> {
+    /// The level of the tenant path.
+    pub source: &'static str,
+    /// The budget's id.
+    pub budget: &'a str,
+    /// When its next window starts, if one does.
+    pub resets_at: Option<UnixMillis>,
+}
+
+impl Fault {
+    /// The budget that it is about, for `error.metadata`.
+    pub fn limit(&self) -> Option<LimitNote<'_>> {
+        let (source, budget, resets_at) = match self {
+            Self::BudgetExhausted {
+                level,
+                budget,
+                resets_at,
+            } => (level, budget, *resets_at),
+            Self::RequestTooDear { level, budget } => (level, budget, None),
+            _ => return None,
+        };
+        Some(LimitNote {
+            source,
+            budget,
+            resets_at,
+        })
+    }
+}
