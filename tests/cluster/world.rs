@@ -297,9 +297,14 @@ pub(crate) fn compare(
 
 /// The price table of this world, for [`compare`].
 pub(crate) fn listed(event: &UsageEvent) -> Prices {
+    prices_of(event.provider.as_str())
+}
+
+/// What a provider of this world charges.
+pub(crate) fn prices_of(provider: &str) -> Prices {
     let (_, [input, output]) = PRICES
         .iter()
-        .find(|(name, _)| *name == event.provider.as_str())
+        .find(|(name, _)| *name == provider)
         .expect("one of our providers");
     Prices {
         input: Price::parse(input).expect("a price"),
