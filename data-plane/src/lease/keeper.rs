@@ -1,6 +1,6 @@
 //! The one task that owns a node's leases: it enlists, asks, reports, obeys recalls, and has what is over closed.
 //!
-//! Everything that takes time is a [`Step`] among `steps`, so nothing waits for anything else. Asks of requests that wait for the
+//! Everything that takes time is a `Step` among `steps`, so nothing waits for anything else. Asks of requests that wait for the
 //! same budgets go together; when all of them together are refused, the one that wants least asks alone, so that nobody is refused
 //! for what others want.
 
