@@ -6,10 +6,12 @@
 mod attempt;
 mod examples;
 mod limit;
+mod text;
 
 pub use attempt::AttemptFault;
 use attempt::attempt_hint;
 pub use limit::LimitNote;
+use text::{close_matches, date, resets_hint, said, successor_hint};
 
 use crate::ids::{ModelId, ProviderId};
 use crate::time::UnixMillis;
@@ -433,47 +435,9 @@ fn shown_status(status: u16) -> u16 {
     }
 }
 
-fn said(note: Option<UpstreamNote<'_>>) -> String {
-    let message = note.and_then(|note| note.message);
-    message.map_or_else(String::new, |message| format!(": {message}"))
-}
-
-fn date(at: UnixMillis) -> String {
-    at.day().to_string()
-}
-
-fn successor_hint(successor: Option<&ModelId>) -> String {
-    successor.map_or_else(String::new, |model| format!("; use `{model}`"))
-}
-
-fn resets_hint(at: Option<UnixMillis>) -> String {
-    at.map_or_else(String::new, |at| format!("; it starts again at {}", at.rfc3339()))
-}
-
-fn close_matches(close: &[ModelId]) -> String {
-    if close.is_empty() {
-        return String::new();
-    }
-    let names: Vec<String> = close.iter().map(|model| format!("`{model}`")).collect();
-    format!("; did you mean {}?", names.join(" or "))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn messages_name_the_thing_and_say_what_to_do() {
-        let fault = Fault::ModelNotFound {
-            model: "gpt".into(),
-            close: vec![ModelId::trusted("openai/gpt-5")],
-        };
-        assert_eq!(
-            fault.to_string(),
-            "model `gpt` does not exist; did you mean `openai/gpt-5`?"
-        );
-        assert_eq!(fault.status(), 404);
-    }
 
     #[test]
     fn callers_see_the_providers_status_unless_it_is_about_our_credential() {
