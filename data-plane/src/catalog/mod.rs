@@ -6,11 +6,12 @@
 //! | `opened` | the snapshot's provider credentials, opened |
 //! | [`intake`] | pure: what to do with each message of the push stream |
 //! | `freshness` | pure: how far behind what is in force may be |
-//! | [`subscribe`], `form` | the stream to whichever replica answers, and the order disk → swap → answer |
+//! | [`subscribe`], `form`, `copying` | the stream to whichever replica answers, and the order disk → swap → answer |
 //! | `removal` | a node that is not registered any more takes no requests |
 //! | [`recall`] | recalls of leases, on their way to the task that has them |
 //! | [`disk`], [`trial`] | the last good snapshots; which of them a process may not have survived |
 
+mod copying;
 pub mod disk;
 mod form;
 mod freshness;

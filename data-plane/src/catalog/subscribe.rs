@@ -13,7 +13,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use metrics::{counter, gauge};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +28,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 
 use super::Live;
+use super::copying::{Copied, Copying, finished};
 use super::disk::Disk;
 use super::form::{Form, is_urgent};
 use super::freshness::Freshness;
@@ -443,34 +443,10 @@ impl Node {
     }
 }
 
-/// A copy that is being written, and what to put in force afterwards.
-struct Copying {
-    task: JoinHandle<std::io::Result<()>>,
-    waiting: Option<(Arc<Snapshot>, Ack)>,
-}
-
-struct Copied {
-    written: std::io::Result<()>,
-    waiting: Option<(Arc<Snapshot>, Ack)>,
-}
-
 /// Never, when there is nothing to wait for.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn finished(copying: &mut Option<Copying>) -> Copied {
-    match copying {
-        Some(copying) => {
-            let written = (&mut copying.task).await;
-            Copied {
-                written: written.unwrap_or_else(|fault| Err(std::io::Error::other(fault))),
-                waiting: copying.waiting.take(),
-            }
-        }
         None => std::future::pending().await,
     }
 }
