@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tollway_shared::ids::{BudgetId, Incarnation};
 use tollway_shared::lease::holder::Slices;
 use tollway_shared::lease::message::{Recall, Want};
-use tollway_shared::lease::slice::Reach;
+use tollway_shared::lease::slice::{Reach, Slice};
 
 /// Requests that may wait for a grant at once, on all cores; the next one is turned away.
 const WAITING_MAX: usize = 4_096;
@@ -27,14 +27,43 @@ pub struct Shelf {
 }
 
 /// What became of a wait.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Told {
-    /// Something has changed: hold again.
-    Again,
+    /// Something has changed: let go of what is kept, and hold again.
+    Again(Kept),
     /// There is no such budget any more.
     Gone(BudgetId),
     /// The control plane could not be asked in time.
     Unreachable,
+}
+
+/// What was granted for a request that waits, set aside until that request has heard of it. A node that waits for the same money
+/// would otherwise have it recalled in that moment, this node would have it back in the next, and neither would spend it.
+#[derive(Debug, Default)]
+pub struct Kept(Vec<(Arc<Slice>, i64)>);
+
+impl Kept {
+    /// The least of each want; nothing if one of them is not there.
+    fn of(wants: &[Want], slices: &Slices) -> Self {
+        let mut kept = Self::default();
+        for want in wants {
+            match slices.get(&want.budget) {
+                Some(slice) if slice.take(want.least, Reach::Connected) => {
+                    kept.0.push((slice.clone(), want.least));
+                }
+                _ => return Self::default(),
+            }
+        }
+        kept
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        for (slice, amount) in &self.0 {
+            slice.untake(*amount);
+        }
+    }
 }
 
 /// A request that waits for a grant.
@@ -193,17 +222,25 @@ impl Line {
         Some((sum, true))
     }
 
-    /// Tells everybody.
-    pub(super) fn tell(&mut self, told: &Told) {
+    /// Tells everybody to hold again, and keeps what they want for as many as there is enough for.
+    pub(super) fn tell_again(&mut self, slices: &Slices) {
         for waiting in self.waiting.drain(..) {
-            let _ = waiting.told.send(told.clone());
+            let kept = Kept::of(&waiting.wants, slices);
+            let _ = waiting.told.send(Told::Again(kept));
+        }
+    }
+
+    /// Tells everybody that a budget is no more.
+    pub(super) fn tell_gone(&mut self, budget: &BudgetId) {
+        for waiting in self.waiting.drain(..) {
+            let _ = waiting.told.send(Told::Gone(budget.clone()));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tollway_shared::lease::message::Epoch;
+    use tollway_shared::lease::message::{Epoch, Grant};
 
     use super::*;
 
@@ -245,12 +282,51 @@ mod tests {
         assert_eq!(asked(&mut line), Some((20, 20, false)));
         line.alone = false;
         assert_eq!(asked(&mut line), Some((50, 50, true)));
-        line.tell(&Told::Again);
+        line.tell_again(&Slices::default());
         assert!(
             heard
                 .into_iter()
-                .all(|mut hears| hears.try_recv() == Ok(Told::Again))
+                .all(|mut hears| matches!(hears.try_recv(), Ok(Told::Again(_))))
         );
         assert_eq!(asked(&mut line), None);
+    }
+
+    #[test]
+    fn what_is_granted_to_a_request_that_waits_is_there_when_it_hears_of_it() {
+        let grant = Grant {
+            budget: BudgetId::trusted("b"),
+            epoch: Epoch(1),
+            ends_at: None,
+            granted: 50,
+            spent: 0,
+            returned: 0,
+            reserve: 0,
+            open: false,
+            short: false,
+            recall: 0,
+            recall_amount: 0,
+        };
+        let slice = Arc::new(Slice::of(&grant));
+        let slices = Slices::unit(grant.budget.clone(), slice.clone());
+        let mut line = Line::default();
+        let mut heard = Vec::new();
+        for amount in [30, 10, 20] {
+            let (waiting, hears) = waiting(amount);
+            line.push(waiting);
+            heard.push(hears);
+        }
+        line.tell_again(&slices);
+        // There is enough for two of them, and another node's recall finds the rest only.
+        assert_eq!((slice.give_back(i64::MAX), slice.room(Reach::Connected)), (10, 0));
+        let told: Vec<_> = heard.iter_mut().map(|hears| hears.try_recv()).collect();
+        assert_eq!(slice.room(Reach::Connected), 0);
+        drop(told);
+        assert_eq!(slice.room(Reach::Connected), 40);
+        // Whoever has given up keeps nothing.
+        let (waiting, hears) = waiting(40);
+        line.push(waiting);
+        drop(hears);
+        line.tell_again(&slices);
+        assert_eq!(slice.room(Reach::Connected), 40);
     }
 }

@@ -22,11 +22,11 @@ use tollway_shared::lease::message::{ClosedLine, Closing, Epoch};
 use super::journal;
 use crate::usage;
 
-/// What an event says was used.
+/// What an event says was used, and is owed for it.
 pub fn used(event: &UsageEvent) -> Amounts {
     let tokens = event.tokens.prompt().saturating_add(event.tokens.completion());
     Amounts {
-        money: event.charge.total,
+        money: event.billed,
         tokens: i64::try_from(tokens).unwrap_or(i64::MAX),
         requests: i64::from(event.usage_source != UsageSource::None),
     }

@@ -22,7 +22,7 @@ use tollway_shared::lease::holder::Holder;
 use tollway_shared::lease::message::{Answer, Ask, Closing, Confirmed, Recall, Report, Verdict};
 use tollway_shared::time::UnixMillis;
 
-use super::desk::{Desk, Inbox, Lines, Told, Waiting};
+use super::desk::{Desk, Inbox, Lines, Waiting};
 use super::link::{Call, CallFault};
 use super::past::Past;
 use super::written::Written;
@@ -385,16 +385,17 @@ impl Keeper {
         };
         let verdict = answer.verdict.clone();
         let split = several && matches!(verdict, Verdict::Exhausted(_));
-        line.alone = split;
+        // While money is on its way to one of them, the others do not ask in between.
+        line.alone = split || (line.alone && matches!(verdict, Verdict::Recalling(_)));
         if let (true, Some(want)) = (split, ask.wants.first()) {
             // True of all of them together; what one of them may have is asked next.
             answer.verdict = Verdict::Recalling(want.budget.clone());
         }
         self.take(&answer);
-        let told = match verdict {
+        let gone = match verdict {
             _ if split => return self.ask(budgets),
-            Verdict::Granted | Verdict::Exhausted(_) => Told::Again,
-            Verdict::Unknown(budget) => Told::Gone(budget),
+            Verdict::Granted | Verdict::Exhausted(_) => None,
+            Verdict::Unknown(budget) => Some(budget),
             Verdict::Recalling(_) => return self.due(budgets, RECALLED_AFTER),
             Verdict::Fenced => {
                 self.renew();
@@ -404,7 +405,10 @@ impl Keeper {
         };
         // Whoever came in the meantime is told as well, and holds or asks again.
         if let Some(mut line) = self.lines.remove(&budgets) {
-            line.tell(&told);
+            match gone {
+                Some(budget) => line.tell_gone(&budget),
+                None => line.tell_again(self.holder.slices()),
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! A node's messages about leases: one unary call each, to whichever control peer answers.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -34,11 +34,21 @@ pub enum CallFault {
 pub type Call =
     Arc<dyn Fn(LeaseCall, Duration) -> BoxFuture<'static, Result<LeaseAnswer, CallFault>> + Send + Sync>;
 
-/// The connection in use, and which peer is next when it fails.
+/// The connection in use, and the peer that it goes to.
 #[derive(Debug, Default)]
 struct Connection {
     channel: Option<Channel>,
-    next: usize,
+    peer: usize,
+}
+
+impl Connection {
+    /// The call that went to this peer has no answer: perhaps the next one can. Of several such calls the first counts; else a
+    /// few that fail together would go round to the same peer again.
+    fn failed(&mut self, peer: usize) {
+        if self.peer == peer {
+            (self.channel, self.peer) = (None, peer + 1);
+        }
+    }
 }
 
 /// Calls that go to these control peers (`host:port`), one connection for all of them.
@@ -47,13 +57,21 @@ pub fn to_peers(peers: Vec<String>, dial: Dial) -> Call {
     Arc::new(move |call, patience| {
         let (peers, dial, connection) = (peers.clone(), dial.clone(), connection.clone());
         async move {
-            let answered = timeout(patience, sent(call, &peers, &dial, &connection)).await;
+            let (channel, peer) = {
+                let connection = lock(&connection);
+                (connection.channel.clone(), connection.peer)
+            };
+            let sent = async {
+                let channel = match channel {
+                    Some(channel) => channel,
+                    None => connected(&peers, peer, &dial, &connection).await?,
+                };
+                sent(call, channel).await
+            };
+            let answered = timeout(patience, sent).await;
             let answered = answered.unwrap_or_else(|_| Err(CallFault::Unanswered("too slow".into())));
             if let Err(CallFault::Unanswered(_)) = &answered {
-                // Perhaps another peer can.
-                let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
-                connection.channel = None;
-                connection.next += 1;
+                lock(&connection).failed(peer);
             }
             answered
         }
@@ -61,30 +79,31 @@ pub fn to_peers(peers: Vec<String>, dial: Dial) -> Call {
     })
 }
 
-async fn sent(
-    call: LeaseCall,
+fn lock(connection: &Mutex<Connection>) -> MutexGuard<'_, Connection> {
+    connection.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection to this peer, which later calls use too.
+async fn connected(
     peers: &[String],
+    number: usize,
     dial: &Dial,
     connection: &Mutex<Connection>,
-) -> Result<LeaseAnswer, CallFault> {
-    let lock = || connection.lock().unwrap_or_else(PoisonError::into_inner);
-    let (known, next) = {
-        let connection = lock();
-        (connection.channel.clone(), connection.next)
-    };
-    let channel = match known {
-        Some(channel) => channel,
-        None => {
-            let peer = peers.get(next % peers.len().max(1));
-            let peer = peer.ok_or_else(|| CallFault::Unanswered("no control peer is configured".into()))?;
-            let dialled = timeout(CONNECT_TIMEOUT, dial(peer)).await;
-            let channel = dialled
-                .map_err(|_| CallFault::Unanswered(format!("{peer}: no connection in time")))?
-                .map_err(|fault| CallFault::Unanswered(format!("{peer}: {fault}")))?;
-            lock().channel = Some(channel.clone());
-            channel
-        }
-    };
+) -> Result<Channel, CallFault> {
+    let peer = peers.get(number % peers.len().max(1));
+    let peer = peer.ok_or_else(|| CallFault::Unanswered("no control peer is configured".into()))?;
+    let dialled = timeout(CONNECT_TIMEOUT, dial(peer)).await;
+    let channel = dialled
+        .map_err(|_| CallFault::Unanswered(format!("{peer}: no connection in time")))?
+        .map_err(|fault| CallFault::Unanswered(format!("{peer}: {fault}")))?;
+    let mut connection = lock(connection);
+    if connection.peer == number {
+        connection.channel = Some(channel.clone());
+    }
+    Ok(channel)
+}
+
+async fn sent(call: LeaseCall, channel: Channel) -> Result<LeaseAnswer, CallFault> {
     match PushClient::new(channel)
         .lease(tonic::Request::new(call.into()))
         .await
@@ -98,5 +117,21 @@ async fn sent(
             Code::InvalidArgument => CallFault::Refused(status.message().to_owned()),
             _ => CallFault::Unanswered(status.message().to_owned()),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_fail_together_move_on_by_one_peer() {
+        let mut connection = Connection::default();
+        for peer in [0, 0, 0] {
+            connection.failed(peer);
+        }
+        assert_eq!(connection.peer, 1);
+        connection.failed(1);
+        assert_eq!(connection.peer, 2);
     }
 }

@@ -137,7 +137,7 @@ impl Life {
         let request = self.running.swap_remove(place);
         let cost = (which % 900) as i64;
         let mut event = self.event(&request);
-        event.charge.total = NanoUsd(cost);
+        event.billed = NanoUsd(cost);
         event.usage_source = UsageSource::Provider;
         self.usage.writer(0).outcome(event);
         let shelf = self.desk.shelf();
