@@ -12,6 +12,7 @@ have() {
         openssl) pkg-config --exists openssl 2>/dev/null ;;
         zlib) pkg-config --exists zlib 2>/dev/null ;;
         python-venv) /usr/bin/python3 -c 'import ensurepip, venv' 2>/dev/null ;;
+        postgres) compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null ;;
         certificates) [[ -s /etc/ssl/certs/ca-certificates.crt ]] ;;
         *) command -v "$1" >/dev/null ;;
     esac
@@ -28,7 +29,8 @@ package_of() {
         mvn) echo maven ;;
         python-venv) echo python3 python3-venv ;;
         certificates) echo ca-certificates ;;
-        flock | setsid) echo util-linux ;;
+        postgres) echo postgresql ;;
+        flock | setsid | setpriv) echo util-linux ;;
         *) echo "$1" ;;
     esac
 }

@@ -54,7 +54,12 @@ CREATE TABLE IF NOT EXISTS tollway.usage_events
     cost_output Decimal(38, 9),
     cost_output_reasoning Decimal(38, 9),
     cost_request Decimal(38, 9),
-    cost Decimal(38, 9) COMMENT 'the sum of the lines: `charge.total`',
+    cost Decimal(38, 9) COMMENT 'the sum of the lines, at list price: `charge.total`',
+    byok Bool COMMENT 'served with the credential of the organization',
+    free Bool,
+    adjustment_bps Int32,
+    adjustment Decimal(38, 9),
+    billed Decimal(38, 9) COMMENT 'what the tenant owes',
 
     event String COMMENT 'the event as it came, with the fields that these columns do not know' CODEC(ZSTD(3)),
     ce_source LowCardinality(String) COMMENT 'CloudEvents headers; empty unless 21-queue-cloudevents.sql reads',
@@ -94,7 +99,8 @@ CREATE FUNCTION IF NOT EXISTS tollway_usage AS (json) -> JSONExtract(json, 'Tupl
     tokens Tuple(input UInt64, input_cache_read UInt64, input_cache_write UInt64, output UInt64, output_reasoning UInt64),
     usage_source String, estimator String, revision UInt64, price_version String,
     charge Tuple(input String, input_cache_read String, input_cache_write String, output String, output_reasoning String,
-        request String, total String))');
+        request String, total String),
+    byok Bool, free Bool, adjustment Tuple(bps Int32, amount String), billed String)');
 
 -- Why a record is not counted; empty when it is. `lies_in`: the partition that the record was read from. `type`: its ce_type, if read.
 CREATE FUNCTION IF NOT EXISTS tollway_usage_refusal AS (json, e, lies_in, type) -> multiIf(
@@ -104,8 +110,9 @@ CREATE FUNCTION IF NOT EXISTS tollway_usage_refusal AS (json, e, lies_in, type) 
     e.partition != lies_in, 'of another partition',
     e.tenant.organization = '' OR e.tenant.key = '' OR e.model = '', 'no tenant or model',
     isNull(parseDateTime64BestEffortOrNull(e.started_at, 3, 'UTC')), 'no time',
-    isNull(tollway_usd(e.charge.total)) OR isNull(tollway_usd(e.charge.input)) OR isNull(tollway_usd(e.charge.output)),
-    'no charge in decimal text',
+    isNull(tollway_usd(e.charge.total)) OR isNull(tollway_usd(e.billed)) OR isNull(tollway_usd(e.charge.input))
+        OR isNull(tollway_usd(e.charge.output)),
+    'no money in decimal text',
     '');
 
 -- Records as they come. Keeps nothing: whatever is inserted here goes, in the same insert, to one of the two tables above. A queue has
@@ -145,6 +152,9 @@ SELECT
     coalesce(tollway_usd(e.charge.output_reasoning), 0) AS cost_output_reasoning,
     coalesce(tollway_usd(e.charge.request), 0) AS cost_request,
     assumeNotNull(tollway_usd(e.charge.total)) AS cost,
+    e.byok AS byok, e.free AS free, e.adjustment.bps AS adjustment_bps,
+    coalesce(tollway_usd(e.adjustment.amount), 0) AS adjustment,
+    assumeNotNull(tollway_usd(e.billed)) AS billed,
     event, ce_source, ce_type, ce_dataschema,
     record_offset, 18446744073709551615 - record_offset AS precedence
 FROM tollway.usage_inbox

@@ -10,6 +10,7 @@
 CREATE VIEW IF NOT EXISTS tollway.usage_hourly AS
 SELECT
     toStartOfHour(started_at) AS hour, organization, team, project, key, user_label, model, endpoint, provider, region, price_version,
+    byok,
     count() AS requests,
     countIf(usage_source = 'estimated') AS estimated,
     sum(input) AS input,
@@ -17,9 +18,10 @@ SELECT
     sum(input_cache_write) AS input_cache_write,
     sum(output) AS output,
     sum(output_reasoning) AS output_reasoning,
-    sum(cost) AS cost
+    sum(cost) AS cost,
+    sum(billed) AS billed
 FROM (SELECT * FROM tollway.usage_events FINAL)
-GROUP BY hour, organization, team, project, key, user_label, model, endpoint, provider, region, price_version;
+GROUP BY hour, organization, team, project, key, user_label, model, endpoint, provider, region, price_version, byok;
 
 CREATE TABLE IF NOT EXISTS tollway.usage_hourly_cells
 (
@@ -34,6 +36,7 @@ CREATE TABLE IF NOT EXISTS tollway.usage_hourly_cells
     provider LowCardinality(String),
     region LowCardinality(String),
     price_version LowCardinality(String),
+    byok Bool,
     requests UInt64,
     estimated UInt64,
     input UInt64,
@@ -41,12 +44,13 @@ CREATE TABLE IF NOT EXISTS tollway.usage_hourly_cells
     input_cache_write UInt64,
     output UInt64,
     output_reasoning UInt64,
-    cost Decimal(38, 9),
+    cost Decimal(38, 9) COMMENT 'at list price',
+    billed Decimal(38, 9) COMMENT 'what the tenant owes',
     summed_at DateTime64(3, 'UTC')
 )
 ENGINE = ReplacingMergeTree(summed_at)
 PARTITION BY toYYYYMM(hour)
-ORDER BY (organization, hour, team, project, key, user_label, model, endpoint, provider, region, price_version);
+ORDER BY (organization, hour, team, project, key, user_label, model, endpoint, provider, region, price_version, byok);
 
 -- An hour is summed again for an hour after its last row came: no insert takes that long from its stamp to being seen, and a
 -- refresh that was missed, or a server that was down, starts from the last one that was made.

@@ -48,10 +48,10 @@ class Warehouse:
         rows = self.rows(
             "SELECT organization, key, model, formatDateTime(hour, '%Y-%m-%dT%H:00:00Z', 'UTC'), sum(requests), "
             "sum(input), sum(input_cache_read), sum(input_cache_write), sum(output), sum(output_reasoning), "
-            "toString(sum(cost) * 1000000000) "
+            "toString(sum(cost) * 1000000000), toString(sum(billed) * 1000000000) "
             f"FROM tollway.{view} GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4"
         )
-        return {row[:4]: (*map(int, row[4:10]), int(row[10].split(".")[0])) for row in rows}
+        return {row[:4]: (*map(int, row[4:10]), *(int(money.split(".")[0]) for money in row[10:])) for row in rows}
 
     def close(self):
         self.session.close()
