@@ -21,6 +21,7 @@ const PURE: &[&str] = &[
     "shared/src",
     "control-plane/src/state",
     "control-plane/src/ledger/rollup.rs",
+    "control-plane/src/report",
     "data-plane/src/routing",
     "data-plane/src/dialects",
 ];

@@ -10,6 +10,7 @@
 //! | [`ledger`] | usage events → sums in the state |
 //! | [`billing`] | usage events → rows of a store in SQL, for whoever reads them |
 //! | [`grantor`] | what the leader does about leased budgets |
+//! | [`report`] | exports, invoices and other reports on usage |
 //! | [`config`], [`run`] | settings; start and stop |
 //! | [`clock`], [`metrics`] | the one reader of wall time; metric names |
 
@@ -23,5 +24,6 @@ pub mod ledger;
 pub mod metrics;
 pub mod publish;
 pub mod raft;
+pub mod report;
 pub mod run;
 pub mod state;

@@ -9,7 +9,7 @@
 //! | `params`, `body` | query parameters and bodies, and refusals that name what is wrong in them |
 //! | `exchange` | what every handler does: idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
-//! | `catalog`, `tenant`, `budget`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `audit` | the routes |
+//! | `catalog`, `tenant`, `budget`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `reports`, `audit` | the routes |
 //! | `ops` | health, metrics, the OpenAPI document |
 //! | `openapi` | the document |
 //! | `fault` | refusals |
@@ -32,6 +32,7 @@ mod noun;
 mod openapi;
 mod ops;
 mod params;
+mod reports;
 mod tenant;
 mod usage;
 
@@ -98,6 +99,7 @@ fn collected() -> (Router<Arc<Api>>, Value) {
         .merge(incarnations::routes())
         .merge(join::routes())
         .merge(usage::routes())
+        .merge(reports::routes())
         .merge(audit::routes());
     let mut all: OpenApiRouter<Arc<Api>> = OpenApiRouter::new().nest("/admin/v1", api);
     let components = all.get_openapi_mut().components.get_or_insert_default();

@@ -2,6 +2,8 @@
 //!
 //! Amounts are decimal strings in the budget's unit: dollars, or whole tokens or requests.
 
+pub mod burn;
+
 use serde::{Deserialize, Serialize};
 use tollway_shared::budget as stored;
 use tollway_shared::budget::terms;
@@ -174,6 +176,11 @@ noun! {
         starts_at: text::Instant,
         /// When the next window begins, if ever.
         resets_at: Option<text::Instant>,
+        /// What will be settled at the end of the current window if it goes on as until now: `settled` × the window's length ÷ the time
+        /// since its beginning, rounded down; `null` without an end.
+        forecast: Option<Amount>,
+        /// When `settled` reaches `limit_in_force` at that rate, if before the end.
+        exhausted_at: Option<text::Instant>,
         /// Temporary raises, expired ones too until they are cleared away.
         raises: Vec<Raise>,
     }
@@ -305,6 +312,7 @@ impl Budget {
             .book
             .map_or((recorded, 0), |book| (book.settled, book.outstanding));
         let amount = |amount: i128| Amount::of(unit, amount);
+        let burn = burn::burn(settled, in_force, standing.window, now);
         let (period, days, first_day) = match cycle.every {
             Every::Day => (Period::Daily, None, None),
             Every::Week => (Period::Weekly, None, None),
@@ -322,6 +330,8 @@ impl Budget {
             exhausted: settled >= in_force,
             starts_at: Text(standing.window.start),
             resets_at: standing.window.end.map(Text),
+            forecast: burn.forecast.map(amount),
+            exhausted_at: burn.exhausted_at.map(Text),
             raises: raises.iter().map(|raise| Raise::of(unit, raise)).collect(),
             scope: scope.into(),
             model: model.map(Text),

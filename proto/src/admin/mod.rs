@@ -11,6 +11,7 @@
 //! | [`incarnation`] | lives of nodes, and what each holds of budgets |
 //! | [`cluster`] | admins, join tokens, nodes, replicas, audit records |
 //! | [`usage`] | sums of usage |
+//! | [`report`] | invoices and other reports on usage |
 //! | [`problem`] | refusals |
 //! | [`text`] | values that travel as text |
 
@@ -19,6 +20,7 @@ pub mod catalog;
 pub mod cluster;
 pub mod incarnation;
 pub mod problem;
+pub mod report;
 pub mod tenant;
 pub mod text;
 pub mod usage;

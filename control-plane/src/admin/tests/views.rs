@@ -160,3 +160,35 @@ async fn health_and_the_document_need_no_key() {
         (&json!(1), &json!(true))
     );
 }
+
+#[tokio::test]
+async fn a_forecast_draws_the_last_week_on_and_a_budget_its_own_window() {
+    let world = World::filled().await;
+    let mut spend = crate::state::samples::spend(0, 10, 7_000);
+    spend.sums[0].0.day = clock::now().day();
+    world
+        .cluster
+        .propose(Proposal::system(Command::RecordSpend(spend)))
+        .await
+        .unwrap();
+    for (filter, spent) in [
+        ("", "0.000007"),
+        ("organization=o&key=k", "0.000007"),
+        ("period=daily&project=j", "0.000007"),
+        ("organization=nobody", "0"),
+        ("team=t", "0"),
+    ] {
+        let found = world.get(&format!("usage/forecast?{filter}")).await;
+        assert_eq!(found["spent"], spent, "{filter}: {found}");
+        let [spent, forecast] = ["spent", "forecast"].map(|name| found[name].as_str().unwrap());
+        let [spent, forecast] = [spent, forecast].map(|text| text.parse::<f64>().unwrap());
+        assert!(forecast >= spent, "{filter}: {found}");
+    }
+    world
+        .call("GET", "usage/forecast?period=lifetime", None)
+        .await
+        .refused(400, "invalid_request");
+    let budget = world.get("budgets/b").await;
+    assert!(budget["forecast"].is_string(), "{budget}");
+    assert_eq!(budget["exhausted_at"], Value::Null);
+}

@@ -1,0 +1,272 @@
+//! One line → its charges. Pure.
+
+use serde_json::json;
+use tollway_shared::ids::OrganizationId;
+use tollway_shared::time::{Period, UnixMillis};
+
+use super::columns::{Nano, Row};
+use crate::report::line::{HOUR_MS, Line};
+use crate::report::meter::{self, Meter, Metered};
+use crate::state::State;
+
+/// Who sells: the operator, as `ServiceProviderName` and `InvoiceIssuerName`.
+pub const OPERATOR: &str = "Tollway";
+/// `ServiceName`.
+pub const SERVICE: &str = "Tollway LLM Gateway";
+/// `BillingCurrency`.
+pub const CURRENCY: &str = "USD";
+/// `PricingUnit` of tokens.
+const MILLION_TOKENS: &str = "1000000 Tokens";
+/// Nano-units of one token in units of a million.
+const NANO_MILLIONS_PER_TOKEN: i128 = 1_000;
+
+/// The charges of a line.
+///
+/// - `final_before`: months that end before this are invoiced and carry their invoice's id.
+pub fn charges(line: &Line, state: &State, final_before: UnixMillis) -> Vec<Row> {
+    let base = base(line, state, final_before);
+    let mut rounding = i128::from(line.charge.total.0);
+    let mut rows: Vec<Row> = meter::meters(line)
+        .map(|metered| {
+            rounding -= metered.product;
+            usage(&base, line, &metered)
+        })
+        .collect();
+    if rows.is_empty() {
+        rows.push(unused(&base, line));
+    }
+    if let Some(first) = rows.first_mut() {
+        first.request_count = Some(Nano::whole(line.requests));
+        first.estimated_request_count = Some(Nano::whole(line.estimated));
+    }
+    if rounding != 0 {
+        let text = "Rounding of each request to a nano-dollar";
+        let owed = if line.byok { 0 } else { rounding };
+        rows.push(beside(&base, line, rounding, owed, text));
+    }
+    let adjustment = line.adjustment();
+    if adjustment != 0 {
+        let text = if adjustment > 0 { "Markup" } else { "Discount" };
+        rows.push(beside(&base, line, 0, adjustment, text));
+    }
+    rows
+}
+
+/// The id of an organization's invoice for the month that `at` lies in: `acme-2026-11`.
+pub fn invoice_id(organization: &OrganizationId, at: UnixMillis) -> String {
+    let day = at.day().to_string();
+    let month = day.get(..7).unwrap_or(&day);
+    format!("{organization}-{month}")
+}
+
+/// What all charges of a line have in common.
+fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
+    let path = &line.path;
+    let (start, end) = Period::Monthly.window(line.hour);
+    let organization = state.organizations.get(&path.organization);
+    let project = state.projects.get(&path.project);
+    let key = state.keys.get(&path.key);
+    let provider = state.providers.get(&line.provider);
+    let provider = provider.map_or_else(|| line.provider.to_string(), |kept| kept.value.name.clone());
+    let seller = if line.byok {
+        provider.clone()
+    } else {
+        OPERATOR.to_owned()
+    };
+    let text = |text: &str| Some(text.to_owned());
+    Row {
+        billing_account_id: text(path.organization.as_str()),
+        billing_account_name: Some(
+            organization.map_or_else(|| path.organization.to_string(), |kept| kept.value.name.clone()),
+        ),
+        billing_account_type: text("Organization"),
+        billing_currency: text(CURRENCY),
+        billing_period_start: Some(start),
+        billing_period_end: end,
+        charge_period_start: Some(line.hour),
+        charge_period_end: Some(line.hour.plus_ms(HOUR_MS)),
+        host_provider_name: Some(provider),
+        invoice_id: end
+            .filter(|end| *end <= final_before)
+            .map(|_| invoice_id(&path.organization, line.hour)),
+        invoice_issuer_name: Some(seller.clone()),
+        region_id: text(line.region.as_str()),
+        region_name: text(line.region.as_str()),
+        resource_id: text(path.key.as_str()),
+        resource_name: Some(key.map_or_else(|| path.key.to_string(), |kept| kept.value.name.clone())),
+        resource_type: text("API Key"),
+        service_category: text("AI and Machine Learning"),
+        service_subcategory: text("Generative AI"),
+        service_name: text(SERVICE),
+        service_provider_name: Some(seller),
+        sub_account_id: text(path.project.as_str()),
+        sub_account_name: Some(
+            project.map_or_else(|| path.project.to_string(), |kept| kept.value.name.clone()),
+        ),
+        sub_account_type: text("Project"),
+        byok: text(if line.byok { "true" } else { "false" }),
+        endpoint_id: text(line.endpoint.as_str()),
+        model_id: text(line.model.as_str()),
+        team_id: path.team.as_ref().map(ToString::to_string),
+        ..Row::default()
+    }
+}
+
+fn money(row: &mut Row, list: i128, effective: i128) {
+    row.list_cost = Some(Nano(list));
+    row.effective_cost = Some(Nano(effective));
+    row.billed_cost = Some(Nano(effective));
+}
+
+/// A meter's charge.
+fn usage(base: &Row, line: &Line, metered: &Metered) -> Row {
+    let Metered {
+        meter,
+        quantity,
+        unit_price,
+        product: list,
+        ..
+    } = *metered;
+    let (consumed, pricing, pricing_unit) = match meter {
+        Meter::Requests => ("Requests", Nano::whole(quantity), "Requests"),
+        _ => (
+            "Tokens",
+            Nano(i128::from(quantity) * NANO_MILLIONS_PER_TOKEN),
+            MILLION_TOKENS,
+        ),
+    };
+    // What the organization pays us: with its own credential, nothing per unit.
+    let contracted = if line.byok { 0 } else { 1 };
+    let mut row = Row {
+        charge_category: Some("Usage".into()),
+        charge_frequency: Some("Usage-Based".into()),
+        charge_description: Some(format!(
+            "{} of {} at {}",
+            meter.title(),
+            line.model,
+            line.provider
+        )),
+        consumed_quantity: Some(Nano::whole(quantity)),
+        consumed_unit: Some(consumed.into()),
+        contracted_cost: Some(Nano(list * contracted)),
+        contracted_unit_price: Some(Nano(unit_price * contracted)),
+        list_unit_price: Some(Nano(unit_price)),
+        pricing_category: Some("Standard".into()),
+        pricing_quantity: Some(pricing),
+        pricing_unit: Some(pricing_unit.into()),
+        sku_id: Some(format!("{}/{}", line.provider, line.model)),
+        sku_meter: Some(meter.title().into()),
+        sku_price_details: Some(details(line, meter)),
+        sku_price_id: Some(format!("{}/{}", line.price, meter.as_str())),
+        token_type: (meter != Meter::Requests).then(|| meter.as_str().to_owned()),
+        cache_savings: meter::cache_savings(metered, &line.prices).map(Nano),
+        upstream_cost: Some(Nano(list)),
+        ..base.clone()
+    };
+    money(&mut row, list, list * contracted);
+    row
+}
+
+/// A line that used nothing: no provider answered. It is a charge of zero requests, at the price of one.
+fn unused(base: &Row, line: &Line) -> Row {
+    let nothing = Metered {
+        meter: Meter::Requests,
+        quantity: 0,
+        unit_price: line.prices.request.unwrap_or_default().0.into(),
+        charged: 0,
+        product: 0,
+    };
+    Row {
+        charge_description: Some(format!(
+            "Requests for {} at {} without an answer",
+            line.model, line.provider
+        )),
+        consumed_quantity: Some(Nano::whole(line.requests)),
+        ..usage(base, line, &nothing)
+    }
+}
+
+/// A charge that has no unit.
+fn beside(base: &Row, line: &Line, list: i128, owed: i128, text: &str) -> Row {
+    let mut row = Row {
+        charge_category: Some("Adjustment".into()),
+        charge_frequency: Some("Usage-Based".into()),
+        charge_description: Some(format!("{text}: {} at {}", line.model, line.provider)),
+        contracted_cost: Some(Nano(owed)),
+        upstream_cost: Some(Nano(list)),
+        ..base.clone()
+    };
+    money(&mut row, list, owed);
+    row
+}
+
+/// What the price is for. Keys that FOCUS 1.4 does not define start with `x_`.
+fn details(line: &Line, meter: Meter) -> String {
+    let (developer, _) = line.model.as_str().split_once('/').unwrap_or_default();
+    json!({
+        "x_ModelDeveloper": developer,
+        "x_ModelId": line.model.as_str(),
+        "x_TokenType": meter.as_str(),
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use tollway_shared::cost::Charge;
+    use tollway_shared::money::NanoUsd;
+    use tollway_shared::tokens::TokenCounts;
+
+    use super::*;
+    use crate::report::sample;
+    use crate::state::samples;
+
+    fn sums(rows: &[Row]) -> (i128, i128, i128) {
+        let sum = |of: fn(&Row) -> Option<Nano>| rows.iter().filter_map(of).map(|nano| nano.0).sum();
+        (
+            sum(|row| row.list_cost),
+            sum(|row| row.effective_cost),
+            sum(|row| row.request_count),
+        )
+    }
+
+    #[test]
+    fn the_charges_of_any_line_sum_to_what_the_ledger_says() {
+        let state = samples::catalog();
+        let nothing = Line {
+            tokens: TokenCounts::default(),
+            charge: Charge::default(),
+            ..sample::line()
+        };
+        for (line, byok, adjustment, rows) in [
+            (sample::line(), false, 0, 6),
+            (sample::line(), false, -77, 7),
+            (sample::line(), true, 0, 6),
+            (nothing.clone(), false, 0, 1),
+            (nothing, true, 0, 1),
+        ] {
+            let owed = if byok { 0 } else { line.charge.total.0 };
+            let line = Line {
+                byok,
+                billed: NanoUsd(owed + adjustment),
+                ..line
+            };
+            let found = charges(&line, &state, UnixMillis(0));
+            let requests = i128::from(line.requests) * 1_000_000_000;
+            let wanted = (line.charge.total.0.into(), line.billed.0.into(), requests);
+            assert_eq!(sums(&found), wanted, "{byok} {adjustment}");
+            assert_eq!(found.len(), rows, "{found:#?}");
+        }
+    }
+
+    #[test]
+    fn a_month_that_is_over_names_its_invoice() {
+        let (state, line) = (samples::catalog(), sample::line());
+        let (_, end) = Period::Monthly.window(line.hour);
+        let end = end.unwrap();
+        for (final_before, id) in [(end.plus_ms(-1), None), (end, Some("o-2026-11".to_owned()))] {
+            let rows = charges(&line, &state, final_before);
+            assert!(rows.iter().all(|row| row.invoice_id == id), "{final_before:?}");
+        }
+    }
+}
