@@ -40,6 +40,8 @@ const LEASE_DRIFT: &str = "tollway_lease_drift";
 const LEASE_LIVES: &str = "tollway_lease_incarnations";
 /// Thresholds that budgets have reached, by whether it was the `limit` or `below` it; counted by the leader.
 const THRESHOLDS: &str = "tollway_budget_thresholds_total";
+/// Times that an organization's credit became low, by `asks`: `nothing`, or a `top_up`; counted by the leader.
+const LOW_BALANCES: &str = "tollway_credit_low_total";
 /// Upper bounds of the time histogram, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];
 /// Time between two clean-ups of the recorder.
@@ -106,6 +108,11 @@ fn describe() {
     );
     describe_gauge!(LEASE_LIVES, Unit::Count, "Incarnations of nodes by standing");
     describe_counter!(THRESHOLDS, Unit::Count, "Thresholds that budgets have reached");
+    describe_counter!(
+        LOW_BALANCES,
+        Unit::Count,
+        "Times that an organization has got little credit left"
+    );
     describe_gauge!(
         CONTACT,
         Unit::Count,
@@ -151,6 +158,14 @@ pub(crate) fn publish_fault() {
 pub(crate) fn threshold(percent: u8) {
     let reached = if percent < 100 { "below" } else { "limit" };
     counter!(THRESHOLDS, "reached" => reached).increment(1);
+}
+
+/// Counts an organization whose credit has become low.
+///
+/// - `top_up`: whether the payment system is asked for more.
+pub(crate) fn low_balance(top_up: bool) {
+    let asks = if top_up { "top_up" } else { "nothing" };
+    counter!(LOW_BALANCES, "asks" => asks).increment(1);
 }
 
 /// Shows what is out with nodes.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tollway_shared::budget::Budget;
 use tollway_shared::budget::terms::Raise;
 use tollway_shared::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
+use tollway_shared::credit::{Billing, CreditMove, Fees};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
@@ -189,6 +190,28 @@ pub struct RecordSpend {
     pub writers: Vec<(WriterId, u64)>,
 }
 
+/// Credit that is bought, given back or corrected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveCredit {
+    /// Whose.
+    pub organization: OrganizationId,
+    /// What.
+    pub made: CreditMove,
+    /// The payment's own id, or one of ours: it moves money once.
+    pub reference: String,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// How an organization pays from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBilling {
+    /// Which.
+    pub organization: OrganizationId,
+    /// How.
+    pub billing: Billing,
+}
+
 /// A budget to make or replace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutBudget {
@@ -330,6 +353,14 @@ pub enum Command {
         /// Messages of theirs must not be on their way any more.
         before: UnixMillis,
     },
+    /// Moves credit of an organization.
+    MoveCredit(MoveCredit),
+    /// Sets how an organization pays.
+    PutBilling(PutBilling),
+    /// Sets what buying credits costs.
+    PutFees(Fees),
+    /// Sets whose messages about payments are believed.
+    PutPaymentSecrets(Vec<Sealed>),
 }
 
 impl Command {
@@ -382,6 +413,10 @@ impl Command {
             Self::FenceIncarnation(_) => "incarnation.fence",
             Self::ReleaseIncarnation(_) => "incarnation.release",
             Self::ForgetIncarnations { .. } => "incarnation.forget",
+            Self::MoveCredit(_) => "credit.move",
+            Self::PutBilling(_) => "billing.put",
+            Self::PutFees(_) => "fees.put",
+            Self::PutPaymentSecrets(_) => "payments.put_secrets",
         }
     }
 }

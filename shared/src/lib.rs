@@ -10,6 +10,7 @@
 //! | [`time`] | wall-clock instants and calendar windows, given from outside |
 //! | [`catalog`], [`notice`] | providers, models, endpoints, prices; retirement notices |
 //! | [`tenant`], [`budget`] | organization → team → project → API key; money per period |
+//! | [`credit`], [`webhook`] | accounts, fees on buying credits; signatures of webhooks |
 //! | [`window`] | when a budget starts again: calendar windows in a time zone |
 //! | [`lease`] | how a budget holds on many nodes: slices granted, held, settled |
 //! | [`snapshot`] | what a node routes on: an indexed, read-only view of one revision |
@@ -21,6 +22,7 @@ pub mod bill;
 pub mod budget;
 pub mod catalog;
 pub mod cost;
+pub mod credit;
 pub mod fault;
 pub mod ids;
 pub mod key_text;
@@ -34,4 +36,5 @@ pub mod snapshot;
 pub mod tenant;
 pub mod time;
 pub mod tokens;
+pub mod webhook;
 pub mod window;

@@ -1,8 +1,8 @@
 //! One value of every stored shape. Their bytes are frozen; the values may only be changed together with a new frozen version.
 
 use tollway_proto::command::{
-    Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, NodeRecord, PutBudget, RecordSpend,
-    Role, UsageCell, UsageSums,
+    Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, MoveCredit, NodeRecord, PutBilling,
+    PutBudget, RecordSpend, Role, UsageCell, UsageSums,
 };
 use tollway_proto::lease::LeaseCall;
 use tollway_proto::spool::{
@@ -13,6 +13,7 @@ use tollway_shared::budget::terms::{Mode, Raise, Terms, Unit};
 use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
+use tollway_shared::credit::{AutoTopUp, Billing, BillingMode, CreditMove, Fees, PayMethod};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
@@ -339,6 +340,30 @@ pub(crate) fn commands() -> Vec<Command> {
                 joined_at: NOON,
             }),
         },
+        Command::PutFees(Fees::default()),
+        Command::PutBilling(PutBilling {
+            organization: OrganizationId::trusted("o"),
+            billing: Billing {
+                mode: BillingMode::Postpaid {
+                    credit_line: NanoUsd(5_000_000_000),
+                },
+                low_balance: Some(NanoUsd(9_990_000_000)),
+                auto_top_up: Some(AutoTopUp {
+                    threshold: NanoUsd(1_000_000_000),
+                    amount: NanoUsd(25_000_000_000),
+                }),
+            },
+        }),
+        Command::MoveCredit(MoveCredit {
+            organization: OrganizationId::trusted("o"),
+            made: CreditMove::TopUp {
+                method: PayMethod::Card,
+                amount: NanoUsd(10_000_000_000),
+            },
+            reference: "pay-1".into(),
+            reason: "first".into(),
+        }),
+        Command::PutPaymentSecrets(vec![sealed()]),
         Command::RecordSpend(spend()),
     ];
     commands.extend(lease_calls());

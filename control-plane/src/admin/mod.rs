@@ -9,11 +9,12 @@
 //! | `params`, `body` | query parameters and bodies, and refusals that name what is wrong in them |
 //! | `exchange` | what every handler does: idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
-//! | `catalog`, `tenant`, `budget`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `reports`, `audit` | the routes |
+//! | `catalog`, `tenant`, `budget`, `account`, `payments`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `reports`, `audit` | the routes |
 //! | `ops` | health, metrics, the OpenAPI document |
 //! | `openapi` | the document |
 //! | `fault` | refusals |
 
+mod account;
 mod admins;
 mod audit;
 mod auth;
@@ -32,6 +33,7 @@ mod noun;
 mod openapi;
 mod ops;
 mod params;
+mod payments;
 mod reports;
 mod tenant;
 mod usage;
@@ -92,6 +94,8 @@ fn collected() -> (Router<Arc<Api>>, Value) {
         .merge(catalog::routes())
         .merge(tenant::routes())
         .merge(budget::routes())
+        .merge(account::routes())
+        .merge(payments::routes())
         .merge(keys::routes())
         .merge(admins::routes())
         .merge(join_tokens::routes())

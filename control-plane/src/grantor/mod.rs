@@ -88,7 +88,15 @@ fn note(cluster: &Cluster, effect: &Effect) {
             metrics::threshold(*percent);
             tracing::info!(%budget, percent, "a budget has reached a threshold");
         }
-        Effect::Crossed { .. } | Effect::Recall(_) => {}
+        Effect::LowBalance {
+            organization,
+            available,
+            top_up,
+        } if cluster.is_leader() => {
+            metrics::low_balance(top_up.is_some());
+            tracing::info!(%organization, %available, ?top_up, "an organization has little credit left");
+        }
+        Effect::Crossed { .. } | Effect::LowBalance { .. } | Effect::Recall(_) => {}
     }
 }
 

@@ -63,22 +63,39 @@ pub(crate) fn append(state: &mut State, entry: &Entry, touched: Touched) {
     add(state, entry.at, &entry.actor, entry.command.name(), touched);
 }
 
-/// Notes that a budget's window has reached a threshold.
+/// Notes that a budget's window has reached a threshold, or that an organization has little credit left.
 pub(crate) fn crossed(state: &mut State, effect: &Effect) {
-    let Effect::Crossed {
-        budget,
-        span,
-        percent,
-    } = effect
-    else {
-        return;
+    let (action, target, after) = match effect {
+        Effect::Crossed {
+            budget,
+            span,
+            percent,
+        } => {
+            let after = format!("{percent} % of the window from {}", span.start.rfc3339());
+            ("budget.threshold", budget.to_string(), after)
+        }
+        Effect::LowBalance {
+            organization,
+            available,
+            top_up,
+        } => {
+            let target = organization.to_string();
+            match top_up {
+                None => ("credit.low", target, format!("{available} dollars are left")),
+                Some(amount) => {
+                    let after = format!("{available} dollars are left, {amount} more are wanted");
+                    ("credit.top_up_wanted", target, after)
+                }
+            }
+        }
+        Effect::Recall(_) => return,
     };
     let touched = Touched {
-        target: budget.to_string(),
+        target,
         before: None,
-        after: Some(format!("{percent} % of the window from {}", span.start.rfc3339())),
+        after: Some(after),
     };
-    add(state, state.now, "system", "budget.threshold", touched);
+    add(state, state.now, "system", action, touched);
 }
 
 fn add(state: &mut State, at: UnixMillis, actor: &str, action: &str, touched: Touched) {

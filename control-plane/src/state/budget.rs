@@ -20,7 +20,7 @@ use tollway_shared::window::Span;
 
 use super::tally::{self, Tally};
 use super::view::key;
-use super::{Kept, State, Step, must_exist, not_found, refuse, tenant};
+use super::{Kept, State, Step, credit, must_exist, not_found, refuse, tenant};
 
 /// Most windows that one entry begins. At midnight all daily budgets are due at once.
 pub const ROLLS_MAX: usize = 1_000;
@@ -133,6 +133,7 @@ fn named(state: &State, command: &Command) -> BTreeSet<BudgetId> {
 /// A new budget, or one that counts something else now, starts with what its window has recorded already, as far back as sums are
 /// kept. One that differs in its limit alone keeps what it has counted, and what is leased of it.
 pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Result<(), Refusal> {
+    credit::must_be_theirs(&put.budget.id)?;
     let there = match &put.budget.scope {
         BudgetScope::Organization(id) => state.organizations.contains_key(id),
         BudgetScope::Team(id) => state.teams.contains_key(id),
@@ -213,13 +214,44 @@ fn set_tally(state: &mut State, id: &BudgetId, tally: Option<Tally>) {
     }
 }
 
+/// Keeps a budget of the cluster's own; a new one has counted nothing.
+pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, window: Span) {
+    let kept = Kept {
+        value: budget.clone(),
+        revision: step.revision,
+    };
+    state.budgets.insert(budget.id.clone(), kept);
+    state
+        .budget_scopes
+        .insert((budget.scope.clone(), budget.id.clone()));
+    if !state.tallies.contains_key(&budget.id) {
+        set_tally(state, &budget.id, Some(Tally::open(window, 0)));
+    }
+    lease(state, step, budget);
+    step.changed.push(key(ResourceKind::Budget, budget.id.text()));
+}
+
+/// Removes it, if it is there.
+pub(super) fn remove_kept(state: &mut State, step: &mut Step<'_>, id: &BudgetId) {
+    if let Some(kept) = state.budgets.remove(id) {
+        forget(state, step, &kept.value);
+    }
+}
+
 pub(super) fn remove(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> Result<(), Refusal> {
+    credit::must_be_theirs(id)?;
     let budget = step.take(&mut state.budgets, id, "budget")?;
-    state.budget_scopes.remove(&(budget.scope, budget.id));
+    forget(state, step, &budget);
+    Ok(())
+}
+
+/// What follows from a budget goes with it.
+fn forget(state: &mut State, step: &mut Step<'_>, budget: &Budget) {
+    let id = &budget.id;
+    state.budget_scopes.remove(&(budget.scope.clone(), id.clone()));
     set_tally(state, id, None);
     state.books.remove(id);
     step.changed.push(key(ResourceKind::Budget, id.text()));
-    Ok(())
 }
 
 /// Raises a limit for a while. Expired raises go.
@@ -251,6 +283,7 @@ fn with_raises(
     id: &BudgetId,
     raises: impl FnOnce(&Terms) -> Vec<Raise>,
 ) -> Result<(), Refusal> {
+    credit::must_be_theirs(id)?;
     let Some(Kept { value, .. }) = state.budgets.get(id) else {
         return Err(not_found("budget", id));
     };

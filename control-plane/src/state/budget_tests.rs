@@ -81,7 +81,7 @@ fn thresholds_are_announced_once_per_window_for_leased_and_soft_budgets() {
     let percents = |effects: &[Effect]| -> Vec<u8> {
         let crossed = effects.iter().filter_map(|effect| match effect {
             Effect::Crossed { percent, .. } => Some(*percent),
-            Effect::Recall(_) => None,
+            Effect::Recall(_) | Effect::LowBalance { .. } => None,
         });
         crossed.collect()
     };

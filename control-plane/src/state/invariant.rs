@@ -22,7 +22,7 @@ pub fn broken(state: &State) -> Option<String> {
     if state.usage_offsets.values().any(|offset| *offset < 0) {
         return Some("a usage offset is negative".into());
     }
-    None
+    super::account::broken(state)
 }
 
 /// The first dangling reference, in words. Walks everything: for tests, the simulation and start-up.
@@ -33,7 +33,10 @@ pub fn dangling(state: &State) -> Option<String> {
             return Some(format!("endpoint `{}` refers to nothing", endpoint.id));
         }
     }
-    if let Some(text) = budgets(state).or_else(|| state.books.broken()) {
+    if let Some(text) = budgets(state)
+        .or_else(|| state.books.broken())
+        .or_else(|| super::credit::broken(state))
+    {
         return Some(text);
     }
     for kept in state.prices.values() {

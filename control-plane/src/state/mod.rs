@@ -17,9 +17,11 @@
 //! | [`view`] | state → the resources that nodes see |
 //! | [`invariant`] | what must hold after every entry |
 
+pub mod account;
 pub mod audit;
 pub mod budget;
 pub mod catalog;
+pub mod credit;
 pub mod idempotency;
 pub mod invariant;
 pub mod lease;
@@ -42,6 +44,7 @@ use tollway_proto::command::{
 use tollway_proto::lease::LeaseAnswer;
 use tollway_shared::budget::Budget;
 use tollway_shared::catalog::{Credential, Endpoint, Model, PriceVersion, Provider};
+use tollway_shared::credit::{Billing, Fees};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, ReplicaId, Revision, TeamId, WriterId,
@@ -58,7 +61,7 @@ use tollway_shared::time::{Day, UnixMillis};
 pub const VERSION: u32 = 1;
 
 /// A record and when it last changed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept<T> {
     /// The record.
     pub value: T,
@@ -150,6 +153,18 @@ pub struct State {
     pub audit_count: u64,
     /// Replicas whose certificates are refused once they are no members any more.
     pub removed_replicas: OrdSet<ReplicaId>,
+    /// Accounts of every organization that ever used or bought something, removed ones included.
+    pub accounts: OrdMap<OrganizationId, Arc<account::Account>>,
+    /// Movements of credit by their references, for [`account::PAYMENTS_KEPT_MS`].
+    pub payments: OrdMap<String, account::Payment>,
+    /// The last day on which old references were forgotten.
+    pub payments_tidied: Day,
+    /// How organizations pay; those that are not here are held to nothing.
+    pub billing: OrdMap<OrganizationId, Kept<Billing>>,
+    /// What buying credits costs.
+    pub fees: Kept<Fees>,
+    /// Secrets of senders of payments, sealed under the cluster's key; at most [`credit::SECRETS_MAX`].
+    pub payment_secrets: Vec<Sealed>,
 }
 
 /// A checkpoint in its stored form.
@@ -319,6 +334,10 @@ fn dispatch(state: &mut State, step: &mut Step<'_>) -> Result<(), Refusal> {
             Ok(())
         }
         Command::RecordSpend(c) => spend::record(state, step, c),
+        Command::MoveCredit(c) => account::move_credit(state, step, c),
+        Command::PutBilling(c) => credit::put_billing(state, step, c),
+        Command::PutFees(c) => credit::put_fees(state, step, c),
+        Command::PutPaymentSecrets(c) => credit::put_secrets(state, step, c),
         Command::CreateAdmin(c) => member::create_admin(state, step, c),
         Command::RemoveAdmin(id) => member::remove_admin(state, step, id),
         Command::CreateJoinToken(c) => member::create_join_token(state, step, c),

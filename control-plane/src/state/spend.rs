@@ -4,7 +4,7 @@ use tollway_proto::command::{RecordSpend, Refusal, RefusalCode, UsageSums};
 use tollway_shared::money::NanoUsd;
 
 use super::usage::{self, WriterMark};
-use super::{State, Step, budget, refuse, tally};
+use super::{State, Step, account, budget, refuse, tally};
 
 /// Offset and sums change together or not at all: a stretch that was counted before has another `from` and is refused.
 pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpend) -> Result<(), Refusal> {
@@ -23,6 +23,7 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
             tally::charge(state, step, &budget, cell, sums);
         }
     }
+    account::record(state, step, stretch);
     let at = state.now;
     for (writer, sequence) in &stretch.writers {
         let mark = state

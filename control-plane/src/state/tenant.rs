@@ -7,7 +7,7 @@ use tollway_shared::tenant::{self, ApiKey, Organization, Project, ROTATIONS_MAX,
 use tollway_shared::time::UnixMillis;
 
 use super::view::key;
-use super::{State, Step, must_be_unused, must_exist, not_found, refuse};
+use super::{State, Step, credit, must_be_unused, must_exist, not_found, refuse};
 
 pub(super) fn put_organization(
     state: &mut State,
@@ -44,6 +44,7 @@ pub(super) fn remove_organization(
     )?;
     step.take(&mut state.organizations, id, "organization")?;
     step.changed.push(key(ResourceKind::Organization, id.text()));
+    credit::forget(state, step, id);
     Ok(())
 }
 

@@ -92,6 +92,9 @@ pub(crate) enum Command {
     /// Budgets
     #[command(subcommand)]
     Budget(Budget),
+    /// Credit of organizations
+    #[command(subcommand)]
+    Account(Account),
     /// Retirement notices
     #[command(subcommand)]
     Notice(Notice),
@@ -107,6 +110,72 @@ pub(crate) enum Command {
         /// Which
         shell: clap_complete::Shell,
     },
+}
+
+/// `tollway account …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Account {
+    /// Show what an organization has, how it pays, and every account
+    Show {
+        /// The organization's id
+        organization: String,
+    },
+    /// Show its newest transfers
+    Transfers {
+        /// The organization's id
+        organization: String,
+    },
+    /// Buy or give credit
+    TopUp {
+        #[command(flatten)]
+        change: Change,
+        /// card, crypto, invoice or promo
+        #[arg(long, default_value = "invoice")]
+        method: String,
+    },
+    /// Give credit back that is neither spent nor with nodes
+    Refund {
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Correct a balance; a negative amount takes away
+    Adjust {
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Set how an organization pays, in place of what was set before
+    Billing {
+        /// The organization's id
+        organization: String,
+        /// unlimited, prepaid or postpaid
+        #[arg(long)]
+        mode: String,
+        /// How far below zero a postpaid one may go, US dollars
+        #[arg(long, value_name = "AMOUNT")]
+        credit_line: Option<String>,
+        /// Announce it when less than this is left, US dollars
+        #[arg(long, value_name = "AMOUNT")]
+        low_balance: Option<String>,
+        /// Ask the payment system for AMOUNT when less than THRESHOLD is left, US dollars
+        #[arg(long, value_name = "THRESHOLD=AMOUNT")]
+        auto_top_up: Option<String>,
+    },
+}
+
+/// A movement of credit.
+#[derive(Debug, Args)]
+pub(crate) struct Change {
+    /// The organization's id
+    pub(crate) organization: String,
+    /// How much, US dollars such as 25 or 0.50
+    #[arg(long, value_name = "AMOUNT", allow_hyphen_values = true)]
+    pub(crate) amount: String,
+    /// The payment's own id; the same one again moves nothing
+    #[arg(long)]
+    pub(crate) reference: Option<String>,
+    /// Why, for people
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
 }
 
 /// Documents to read.

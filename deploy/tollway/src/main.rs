@@ -3,13 +3,14 @@
 //! | file | what |
 //! |---|---|
 //! | [`cli`] | the command line |
-//! | [`operate`] | the operator's commands |
+//! | [`operate`], [`account`] | the operator's commands |
 //! | [`documents`], [`apply`] | declared resources, compared and made so |
 //! | [`client`], [`nouns`] | the admin API over HTTP, and its nouns |
 //! | [`output`], [`exit`] | tables and JSON; exit codes |
 //! | [`up`] | both planes in one process, providers found, first request sent |
 //! | [`demo`] | the provider that is built in |
 
+mod account;
 mod apply;
 mod cli;
 mod client;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::account;
 use crate::apply::{self, Change};
 use crate::cli::{Audit, Budget, Cluster, Command, Global, Key, Notice, Usage};
 use crate::client::{Client, Target, segment};
@@ -79,6 +80,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
         }
         Command::Key(command) => key(&client, format, command).await,
         Command::Budget(command) => budget(&client, format, command).await,
+        Command::Account(command) => account::run(&client, format, command).await,
         Command::Notice(command) => notice(&client, format, command).await,
         Command::Cluster(command) => cluster(&client, format, command).await,
         Command::Usage(command) => usage(&client, format, &command).await,
@@ -109,12 +111,12 @@ async fn credentials(client: &Client, noun: &Noun) -> Result<Value, Failure> {
     Ok(json!({ "data": all, "next": null }))
 }
 
-fn print(format: Format, answer: &Value, columns: &[&str]) {
+pub(crate) fn print(format: Format, answer: &Value, columns: &[&str]) {
     say!("{}", render(format, answer, columns));
 }
 
 /// Prints that a write was done, and its revision.
-fn done(format: Format, answer: &Value, text: &str) {
+pub(crate) fn done(format: Format, answer: &Value, text: &str) {
     match (format, answer.get("revision").and_then(Value::as_u64)) {
         (Format::Json, _) => print(format, answer, &[]),
         (Format::Table, Some(revision)) => say!("{text} at revision {revision}"),
@@ -427,13 +429,13 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
     Ok(())
 }
 
-fn pair<'a>(flag: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {
+pub(crate) fn pair<'a>(flag: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {
     text.split_once('=')
         .filter(|(name, value)| !name.is_empty() && !value.is_empty())
         .ok_or_else(|| Failure::Usage(format!("{flag} `{text}`: wanted is NAME=VALUE")))
 }
 
-fn insert(body: &mut Value, name: &str, value: Option<Value>) {
+pub(crate) fn insert(body: &mut Value, name: &str, value: Option<Value>) {
     if let (Some(fields), Some(value)) = (body.as_object_mut(), value) {
         fields.insert(name.to_owned(), value);
     }

@@ -8,6 +8,7 @@
 //! | [`catalog`] | providers, credentials, models, endpoints, prices, notices |
 //! | [`tenant`] | organizations, teams, projects, API keys |
 //! | [`budget`] | budgets and their raises |
+//! | [`account`] | accounts of organizations, transfers, fees, payments |
 //! | [`incarnation`] | lives of nodes, and what each holds of budgets |
 //! | [`cluster`] | admins, join tokens, nodes, replicas, audit records |
 //! | [`usage`] | sums of usage |
@@ -15,6 +16,7 @@
 //! | [`problem`] | refusals |
 //! | [`text`] | values that travel as text |
 
+pub mod account;
 pub mod budget;
 pub mod catalog;
 pub mod cluster;

@@ -5,7 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BudgetId, Incarnation};
+use crate::ids::{BudgetId, Incarnation, OrganizationId};
+use crate::money::NanoUsd;
 use crate::time::UnixMillis;
 use crate::window::Span;
 
@@ -195,6 +196,15 @@ pub struct Recall {
 pub enum Effect {
     /// Send it to the node.
     Recall(Recall),
+    /// Tell somebody: an organization has little credit left. Once, until it has clearly more.
+    LowBalance {
+        /// Whose.
+        organization: OrganizationId,
+        /// What is left, before any credit line.
+        available: NanoUsd,
+        /// How much more the payment system is asked to buy.
+        top_up: Option<NanoUsd>,
+    },
     /// Tell somebody: a window's settled spend has reached this share of the limit. Comes once per share and window.
     Crossed {
         /// The budget.

@@ -47,10 +47,8 @@ async fn every_route_lets_in_exactly_the_roles_it_documents() {
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (method, operation) in operations.as_object().unwrap() {
             let Some(allowed) = operation["security"][0].get(auth::SCHEME) else {
-                assert_eq!(
-                    path, "/admin/v1/join",
-                    "only joining is authenticated in another way"
-                );
+                let other_ways = ["/admin/v1/join", "/admin/v1/webhooks/payments"];
+                assert!(other_ways.contains(&path.as_str()), "{path} is open");
                 continue;
             };
             let allowed: BTreeSet<&str> = allowed

@@ -1,6 +1,7 @@
 //! The API over real HTTP exchanges against a replica of its own on disk: the world that the tests beside this file share.
 
 mod access;
+mod credits;
 mod lag;
 mod nouns;
 mod refusals;

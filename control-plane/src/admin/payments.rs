@@ -1,0 +1,142 @@
+//! What payment systems tell: signed as Standard Webhooks say, believed by the secrets in the replicated state, booked once.
+//!
+//! A message may come as often as its sender likes: its payment's reference, or else its own id, moves money once.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State as Shared};
+use axum::http::HeaderMap;
+use tollway_proto::admin::account::{Payment, PaymentEvent, PaymentSecrets, PaymentSenders, PaymentTaken};
+use tollway_proto::admin::problem::ProblemCode;
+use tollway_proto::command::{Command, MoveCredit};
+use tollway_shared::credit::{CreditMove, PayMethod};
+use tollway_shared::secret::Secret;
+use tollway_shared::{seal, webhook};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::Api;
+use super::account::{REFERENCE_BYTES_MAX, within};
+use super::body::{parse_body, read_body};
+use super::exchange::{Answer, Head, Write};
+use super::fault::Fault;
+use crate::clock;
+use crate::state::credit::SECRETS_MAX;
+
+/// Who books what payment systems tell.
+const ACTOR: &str = "payments";
+/// What secrets are sealed for.
+const SEALED_FOR: &[u8] = b"payment-webhook";
+
+/// Sets the secrets of senders of payments, in place of those before. None: no payment is believed.
+#[utoipa::path(put, path = "/webhooks/payments", tag = "credits", request_body = PaymentSecrets,
+    responses((status = 200, body = PaymentSenders)), security(("admin_key" = ["owner"])))]
+async fn put_secrets(
+    Shared(api): Shared<Arc<Api>>,
+    write: Write<PaymentSecrets>,
+) -> Result<Answer<PaymentSenders>, Fault> {
+    let texts = write.body.secrets;
+    let wrong = |why: String| Fault::at(ProblemCode::Invalid, "secrets", format!("`secrets` {why}"));
+    if texts.len() > SECRETS_MAX {
+        return Err(wrong(format!("must be at most {SECRETS_MAX}")));
+    }
+    let mut sealed = Vec::new();
+    for text in &texts {
+        webhook::secret(text.expose()).map_err(|fault| wrong(fault.to_string()))?;
+        sealed.push(seal::seal(&api.root, SEALED_FOR, text.expose().as_bytes()));
+    }
+    let receipt = api.write(write.head, Command::PutPaymentSecrets(sealed)).await?;
+    let secrets = texts.len();
+    Ok(Answer::of(receipt.revision, PaymentSenders { secrets }))
+}
+
+/// Takes a message of a payment system, signed with one of the secrets: headers `webhook-id`, `webhook-timestamp` (not more than 5
+/// minutes from now) and `webhook-signature` (`v1`).
+#[utoipa::path(post, path = "/webhooks/payments", tag = "credits", request_body = PaymentEvent,
+    responses((status = 200, body = PaymentTaken)), security(()))]
+async fn take_payment(
+    Shared(api): Shared<Arc<Api>>,
+    request: Request,
+) -> Result<Answer<PaymentTaken>, Fault> {
+    let (parts, body) = request.into_parts();
+    let body = read_body(&parts.headers, body).await?;
+    let id = api.believed(&parts.headers, &body)?;
+    let event: PaymentEvent = parse_body(&body)?;
+    let is_refund = match event.kind.as_str() {
+        "payment.succeeded" => false,
+        "payment.refunded" => true,
+        _ => {
+            let revision = api.cluster.state().revision;
+            return Ok(Answer::of(revision, PaymentTaken { transfer: None }));
+        }
+    };
+    let data = serde_json::to_vec(&event.data).unwrap_or_default();
+    let payment: Payment = parse_body(&data)?;
+    let amount = payment.amount.0;
+    let made = if is_refund {
+        CreditMove::Refund { amount }
+    } else {
+        let method = payment.method.map_or(PayMethod::Card, PayMethod::from);
+        CreditMove::TopUp { method, amount }
+    };
+    // What is paid and what is given back may have one reference at their sender.
+    let reference = match payment.reference {
+        Some(reference) if is_refund => format!("refund:{reference}"),
+        Some(reference) => reference,
+        None => format!("webhook:{id}"),
+    };
+    within("reference", &reference, 1, REFERENCE_BYTES_MAX + "refund:".len())?;
+    let head = Head {
+        actor: ACTOR.to_owned(),
+        if_revision: None,
+        idempotency: None, // the reference is remembered for much longer
+    };
+    let command = Command::MoveCredit(MoveCredit {
+        organization: payment.organization.0,
+        made,
+        reference: reference.clone(),
+        reason: String::new(),
+    });
+    let receipt = api.write(head, command).await?;
+    let state = api.after(&receipt).await;
+    let booked = state.payments.get(&reference);
+    let transfer = booked.map(|booked| format!("{}/{}", booked.organization, booked.sequence));
+    Ok(Answer::of(receipt.revision, PaymentTaken { transfer }))
+}
+
+impl Api {
+    /// The id of a message that one of the known senders has signed just now.
+    fn believed(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, Fault> {
+        let refused = |detail: String| Fault::new(ProblemCode::Unauthenticated, detail);
+        let state = self.cluster.state();
+        if state.payment_secrets.is_empty() {
+            return Err(refused("no sender of payments is known here".to_owned()));
+        }
+        let opened = state.payment_secrets.iter().map(|sealed| {
+            let text = seal::open(&self.root, SEALED_FOR, sealed).ok()?;
+            webhook::secret(std::str::from_utf8(text.expose()).ok()?).ok()
+        });
+        let secrets: Vec<Secret<Vec<u8>>> = opened.flatten().collect();
+        let header = |name: &str| {
+            headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
+        let signed = webhook::Signed {
+            id: header("webhook-id"),
+            timestamp: header("webhook-timestamp"),
+            signature: header("webhook-signature"),
+            body,
+        };
+        signed
+            .check(secrets.iter(), clock::now())
+            .map_err(|fault| refused(fault.to_string()))?;
+        Ok(signed.id.to_owned())
+    }
+}
+
+/// The routes of payments.
+pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(put_secrets, take_payment))
+}

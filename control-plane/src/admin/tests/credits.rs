@@ -1,0 +1,172 @@
+//! Credit over HTTP: bought by people and by signed messages, once each.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ring::hmac;
+
+use super::*;
+
+const SECRET: [u8; 32] = [5; 32];
+
+fn signed(secret: &[u8], id: &str, at: i64, body: &Value) -> Request<Body> {
+    let body = body.to_string();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mac = hmac::sign(&key, format!("{id}.{at}.{body}").as_bytes());
+    Request::post("/admin/v1/webhooks/payments")
+        .header("content-type", "application/json")
+        .header("webhook-id", id)
+        .header("webhook-timestamp", at.to_string())
+        .header("webhook-signature", format!("v1,{}", STANDARD.encode(mac)))
+        .body(Body::from(body))
+        .unwrap()
+}
+
+fn paid(amount: &str, reference: &str) -> Value {
+    json!({"type": "payment.succeeded", "timestamp": "2026-11-22T00:00:00Z",
+        "data": {"organization": "o", "amount": amount, "reference": reference, "method": "crypto"}})
+}
+
+#[tokio::test]
+async fn a_payment_is_booked_once_however_often_its_signed_message_comes() {
+    let world = World::filled().await;
+    let now = clock::now().0 / 1_000;
+    let event = paid("20", "pi_1");
+    world
+        .send(signed(&SECRET, "msg_1", now, &event))
+        .await
+        .refused(401, "unauthenticated");
+    let secret = format!("whsec_{}", STANDARD.encode(SECRET));
+    let put = world
+        .call("PUT", "webhooks/payments", Some(json!({"secrets": [secret]})))
+        .await;
+    assert_eq!(put.ok()["secrets"], 1);
+    for (id, at) in [("msg_1", now), ("msg_1", now + 1), ("msg_2", now)] {
+        let taken = world.send(signed(&SECRET, id, at, &event)).await.ok();
+        assert_eq!(taken["transfer"], "o/1");
+    }
+    world
+        .send(signed(&[6; 32], "msg_3", now, &paid("5", "pi_2")))
+        .await
+        .refused(401, "unauthenticated");
+    world
+        .send(signed(&SECRET, "msg_4", now - 301, &paid("5", "pi_3")))
+        .await
+        .refused(401, "unauthenticated");
+    world
+        .send(signed(&SECRET, "msg_5", now, &paid("21", "pi_1")))
+        .await
+        .refused(409, "conflict");
+    let back = json!({"type": "payment.refunded", "data": {"organization": "o", "amount": "4.5", "reference": "pi_1"}});
+    assert_eq!(
+        world.send(signed(&SECRET, "msg_6", now, &back)).await.ok()["transfer"],
+        "o/2"
+    );
+    let other = json!({"type": "customer.created", "data": {}});
+    assert_eq!(
+        world.send(signed(&SECRET, "msg_7", now, &other)).await.ok()["transfer"],
+        Value::Null
+    );
+    let account = world.get("organizations/o/account").await;
+    assert_eq!(
+        (&account["available"], &account["bought"]),
+        (&json!("15.5"), &json!("20"))
+    );
+    let audit = world.get("audit?action=payments.put_secrets").await;
+    assert!(!audit.to_string().contains(&secret) && !audit.to_string().contains("ciphertext"));
+}
+
+#[tokio::test]
+async fn credit_moves_once_per_key_or_reference_and_shows_in_account_transfers_and_budget() {
+    let world = World::filled().await;
+    let path = "organizations/o/top-ups";
+    let body = json!({"amount": "10", "method": "card"});
+    world
+        .call("POST", path, Some(body.clone()))
+        .await
+        .refused(400, "invalid_request");
+    let with_key = |key: &str| {
+        world
+            .request(&world.owner, "POST", path)
+            .header("content-type", "application/json")
+            .header("idempotency-key", key)
+            .body(Body::from(body.to_string()))
+            .unwrap()
+    };
+    let first = world.send(with_key("k-1")).await.ok();
+    assert_eq!(
+        first["legs"],
+        json!([{"account": "cash_received", "amount": "-10.8"},
+        {"account": "available", "amount": "10"}, {"account": "revenue_fee", "amount": "0.8"}])
+    );
+    assert_eq!(world.send(with_key("k-1")).await.ok(), first);
+    let by_reference = json!({"amount": "2.5", "method": "promo", "reference": "gift"});
+    for _ in 0..2 {
+        assert_eq!(
+            world.call("POST", path, Some(by_reference.clone())).await.ok()["id"],
+            "o/2"
+        );
+    }
+    let back = json!({"amount": "0.5", "reference": "back", "reason": "asked for"});
+    world
+        .call("POST", "organizations/o/refunds", Some(back))
+        .await
+        .ok();
+    let less = json!({"amount": "-1", "reference": "slip"});
+    world
+        .call("POST", "organizations/o/adjustments", Some(less))
+        .await
+        .ok();
+    let billing = json!({"mode": "postpaid", "credit_line": "4", "low_balance": "1"});
+    let account = world
+        .call("PUT", "organizations/o/billing", Some(billing.clone()))
+        .await
+        .ok();
+    assert_eq!(
+        (&account["available"], &account["spendable"]),
+        (&json!("11"), &json!("15"))
+    );
+    assert_eq!(account["billing"]["mode"], "postpaid");
+    assert_eq!(world.get("budgets/credit.o").await["limit"], "15");
+    world
+        .call("DELETE", "budgets/credit.o", None)
+        .await
+        .refused(409, "conflict");
+    let page = world.get("organizations/o/transfers?limit=3").await;
+    let kinds: Vec<_> = page["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["kind"].clone())
+        .collect();
+    assert_eq!(
+        (json!(kinds), &page["next"]),
+        (json!(["top_up", "top_up", "refund"]), &json!("3"))
+    );
+    let rest = world.get("organizations/o/transfers?after=3").await;
+    assert_eq!(rest["data"][0]["previous"], page["data"][2]["hash"]);
+    for (body, field) in [
+        (json!({"mode": "prepaid", "credit_line": "4"}), "credit_line"),
+        (json!({"mode": "postpaid"}), "credit_line"),
+        (json!({"low_balance": "0"}), "low_balance"),
+    ] {
+        let refused = world.call("PUT", "organizations/o/billing", Some(body)).await;
+        assert_eq!(refused.refused(422, "invalid")["field"], field);
+    }
+    world
+        .call("POST", "organizations/nobody/top-ups", Some(by_reference))
+        .await
+        .refused(409, "conflict");
+    let fees = world.get("fees").await;
+    assert_eq!(fees["card"], json!({"bps": 550, "least": "0.8"}));
+    let mut free = fees.clone();
+    free["card"] = json!({"bps": 0, "least": "0"});
+    world.call("PUT", "fees", Some(free)).await.ok();
+    let bought = json!({"amount": "1", "method": "card", "reference": "no-fee"});
+    assert_eq!(
+        world.call("POST", path, Some(bought)).await.ok()["legs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}

@@ -1,0 +1,353 @@
+//! Credits of organizations: accounts, transfers between them, and what is moved by recorded usage.
+//!
+//! Double entry; the arithmetic is [`tollway_shared::credit`]. A transfer is never changed: each carries the hash of the one before,
+//! so a changed one shows. Usage is one transfer per organization and UTC day of the log's own time; until the day is over its legs are in
+//! the balances and in [`Account::open`]. The state keeps the newest transfers and the balances of all, so replaying the log from its start
+//! gives the same accounts.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::Vector;
+use serde::{Deserialize, Serialize};
+use tollway_proto::command::{MoveCredit, RecordSpend, Refusal, RefusalCode, UsageSums};
+use tollway_shared::credit::{self as money, AccountName, Balances, CreditMove, Leg, MOVE_MAX, balances};
+use tollway_shared::ids::OrganizationId;
+use tollway_shared::money::NanoUsd;
+use tollway_shared::seal::sha256;
+use tollway_shared::time::{DAY_MS, Day, UnixMillis};
+
+use super::{State, Step, audit, credit, not_found, refuse};
+
+/// Transfers kept per organization. Older ones are in the audit trail as long as that lasts, and in the balances for good.
+pub const TRANSFERS_MAX: usize = 128;
+/// How long a payment's reference is remembered: the same one again moves nothing.
+pub const PAYMENTS_KEPT_MS: i64 = 400 * DAY_MS;
+/// Most references remembered; past it the oldest go.
+pub const PAYMENTS_MAX: usize = 500_000;
+
+/// Why money moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Somebody moved it.
+    Moved(CreditMove),
+    /// What was used on a day.
+    Usage(Day),
+}
+
+/// One transfer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// Dense per organization, from 1. With the organization it is the transfer's id.
+    pub sequence: u64,
+    /// When it was made, by the leader's stamp.
+    pub at: UnixMillis,
+    /// Why.
+    pub cause: Cause,
+    /// What moved; sums to zero.
+    pub legs: Vec<Leg>,
+    /// The payment's own id, or one of ours.
+    pub reference: String,
+    /// For people.
+    pub reason: String,
+    /// Who.
+    pub actor: String,
+    /// The hash of the transfer before this one; zeros for the first.
+    pub previous: [u8; 32],
+}
+
+impl Transfer {
+    /// SHA-256 over the transfer's JSON, its predecessor's hash included.
+    pub fn hash(&self) -> [u8; 32] {
+        sha256(&serde_json::to_vec(self).expect("plain fields serialize"))
+    }
+}
+
+/// Usage of a day that is not over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Which.
+    pub day: Day,
+    /// What was billed.
+    pub billed: NanoUsd,
+    /// What it cost at list price.
+    pub cost: NanoUsd,
+}
+
+/// The accounts of one organization.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// What each holds, with all that ever moved.
+    pub balances: Balances,
+    /// Bought in all, without what was given.
+    pub bought: NanoUsd,
+    /// Usage that is in the balances and in no transfer yet.
+    pub open: Option<Open>,
+    /// The newest transfers, oldest first; at most [`TRANSFERS_MAX`].
+    pub transfers: Vector<Transfer>,
+    /// How many there have been.
+    pub count: u64,
+    /// The hash of the newest.
+    pub head: [u8; 32],
+    /// It was told that little is left, and there has not been clearly more since.
+    pub low_told: bool,
+    /// More was asked for, and nothing has come since.
+    pub top_up_asked: bool,
+}
+
+impl Account {
+    /// What may be used up, before any credit line.
+    pub fn available(&self) -> i128 {
+        self.balances.of(AccountName::Available)
+    }
+
+    /// The first of the kept transfers whose predecessor's hash is not its predecessor's, or that does not balance.
+    pub fn broken(&self) -> Option<u64> {
+        let mut before: Option<&Transfer> = None;
+        for transfer in &self.transfers {
+            let follows = before.is_none_or(|before| {
+                before.hash() == transfer.previous && before.sequence + 1 == transfer.sequence
+            });
+            if !follows || !balances(&transfer.legs) {
+                return Some(transfer.sequence);
+            }
+            before = Some(transfer);
+        }
+        let head = before.map_or([0; 32], Transfer::hash);
+        (head != self.head || before.map_or(0, |last| last.sequence) != self.count).then_some(self.count)
+    }
+
+    fn append(&mut self, mut transfer: Transfer) -> u64 {
+        self.count += 1;
+        (transfer.sequence, transfer.previous) = (self.count, self.head);
+        self.head = transfer.hash();
+        self.transfers.push_back(transfer);
+        if self.transfers.len() > TRANSFERS_MAX {
+            self.transfers.pop_front();
+        }
+        self.count
+    }
+
+    /// Makes the day's transfer, once the day is over.
+    fn close(&mut self, today: Day, now: UnixMillis) {
+        let Some(open) = self.open.take_if(|open| open.day < today) else {
+            return;
+        };
+        let legs = usage_legs(open.billed, open.cost);
+        if !balances(&legs) {
+            return; // nothing moved
+        }
+        self.append(Transfer {
+            sequence: 0,
+            at: now,
+            cause: Cause::Usage(open.day),
+            legs,
+            reference: format!("usage-{}", open.day),
+            reason: String::new(),
+            actor: "system".into(),
+            previous: [0; 32],
+        });
+    }
+}
+
+/// A payment that was booked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    /// Whose.
+    pub organization: OrganizationId,
+    /// What for.
+    pub made: CreditMove,
+    /// Its transfer.
+    pub sequence: u64,
+    /// When.
+    pub at: UnixMillis,
+}
+
+/// Books a top-up, a refund or an adjustment. The same reference again, for the same, changes nothing.
+pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCredit) -> Result<(), Refusal> {
+    let id = &order.organization;
+    if let Some(known) = state.payments.get(&order.reference) {
+        if known.organization == *id && known.made == order.made {
+            return Ok(());
+        }
+        let detail = format!(
+            "was used for another movement of `{}`; it must be unique",
+            known.organization
+        );
+        return Err(refuse(RefusalCode::Conflict, "reference", detail));
+    }
+    if !state.organizations.contains_key(id) {
+        return Err(not_found("organization", id));
+    }
+    let amount = order.made.amount();
+    if amount == NanoUsd::ZERO || amount.0.unsigned_abs() > MOVE_MAX.0.unsigned_abs() {
+        let detail = "must not be zero, and at most 10000000 dollars";
+        return Err(refuse(RefusalCode::Invalid, "amount", detail));
+    }
+    if amount < NanoUsd::ZERO && !matches!(order.made, CreditMove::Adjustment { .. }) {
+        return Err(refuse(RefusalCode::Invalid, "amount", "must be above zero"));
+    }
+    if let CreditMove::Refund { .. } = order.made {
+        let left = credit::unspent(state, id);
+        if i128::from(amount.0) > left {
+            let left = money::shown(left.max(0));
+            let detail =
+                format!("is more than the {left} dollars that are neither spent nor leased to nodes");
+            return Err(refuse(RefusalCode::Conflict, "amount", detail));
+        }
+    }
+    let legs = legs(state, &order.made)?;
+    let (now, actor) = (state.now, step.entry.actor.clone());
+    let mut account = account(state, id);
+    account.close(now.day(), now);
+    account.balances.apply(&legs);
+    if let CreditMove::TopUp { method, amount } = order.made
+        && method.is_bought()
+    {
+        account.bought = account.bought.plus(amount).unwrap_or(NanoUsd(i64::MAX));
+        account.top_up_asked = false;
+    }
+    let sequence = account.append(Transfer {
+        sequence: 0,
+        at: now,
+        cause: Cause::Moved(order.made),
+        legs,
+        reference: order.reference.clone(),
+        reason: order.reason.clone(),
+        actor,
+        previous: [0; 32],
+    });
+    let touched = audit::Touched {
+        target: format!("{id}/{sequence}"),
+        before: None,
+        after: account.transfers.last().map(audit::redacted),
+    };
+    step.audit = Some(touched);
+    state.accounts.insert(id.clone(), Arc::new(account));
+    let payment = Payment {
+        organization: id.clone(),
+        made: order.made,
+        sequence,
+        at: now,
+    };
+    state.payments.insert(order.reference.clone(), payment);
+    forget_payments(state);
+    credit::settle(state, step, id);
+    Ok(())
+}
+
+fn account(state: &State, id: &OrganizationId) -> Account {
+    state
+        .accounts
+        .get(id)
+        .map(|account| Account::clone(account))
+        .unwrap_or_default()
+}
+
+fn legs(state: &State, made: &CreditMove) -> Result<Vec<Leg>, Refusal> {
+    use AccountName::{Adjustments, Available, CashReceived, Promo, Refunds, RevenueFee};
+    let minus = |amount: NanoUsd| NanoUsd(-amount.0); // far from the ends of the range
+    Ok(match made {
+        CreditMove::TopUp { method, amount } if !method.is_bought() => {
+            vec![(Promo, minus(*amount)), (Available, *amount)]
+        }
+        CreditMove::TopUp { method, amount } => {
+            let out_of_range = |_| {
+                refuse(
+                    RefusalCode::Invalid,
+                    "amount",
+                    "has a fee beyond the range of money",
+                )
+            };
+            let fee = state.fees.value.on(*method, *amount).map_err(out_of_range)?;
+            let paid = amount.plus(fee).map_err(out_of_range)?;
+            let mut legs = vec![(CashReceived, minus(paid)), (Available, *amount)];
+            legs.extend((fee != NanoUsd::ZERO).then_some((RevenueFee, fee)));
+            legs
+        }
+        CreditMove::Refund { amount } => vec![(Available, minus(*amount)), (Refunds, *amount)],
+        CreditMove::Adjustment { amount } => vec![(Available, *amount), (Adjustments, minus(*amount))],
+    })
+}
+
+fn usage_legs(billed: NanoUsd, cost: NanoUsd) -> Vec<Leg> {
+    use AccountName::{Available, CostProvider, OwedProvider, RevenueUsage};
+    let pairs = [
+        (Available, RevenueUsage, billed),
+        (OwedProvider, CostProvider, cost),
+    ];
+    let moved = pairs
+        .into_iter()
+        .filter(|(_, _, amount)| *amount != NanoUsd::ZERO);
+    moved
+        .flat_map(|(from, to, amount)| [(from, NanoUsd(-amount.0)), (to, amount)])
+        .collect()
+}
+
+/// Moves what a stretch was billed, in the same entry that counts it.
+pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpend) {
+    let mut spent: BTreeMap<&OrganizationId, (NanoUsd, NanoUsd)> = BTreeMap::new();
+    let sum = |a: NanoUsd, b: NanoUsd| a.plus(b).unwrap_or(NanoUsd(i64::MAX));
+    for (cell, sums) in &stretch.sums {
+        let UsageSums { cost, billed, .. } = sums;
+        let of = spent.entry(&cell.path.organization).or_default();
+        *of = (sum(of.0, *billed), sum(of.1, *cost));
+    }
+    let now = state.now;
+    for (id, (billed, cost)) in spent {
+        if (billed, cost) == Default::default() {
+            continue;
+        }
+        let mut account = account(state, id);
+        account.close(now.day(), now);
+        account.balances.apply(&usage_legs(billed, cost));
+        let open = account.open.get_or_insert(Open {
+            day: now.day(),
+            billed: NanoUsd::ZERO,
+            cost: NanoUsd::ZERO,
+        });
+        (open.billed, open.cost) = (sum(open.billed, billed), sum(open.cost, cost));
+        state.accounts.insert(id.clone(), Arc::new(account));
+        credit::settle(state, step, id);
+    }
+}
+
+/// Forgets references that are too old or too many. Looks only when there may be one.
+fn forget_payments(state: &mut State) {
+    let today = state.now.day();
+    if today <= state.payments_tidied && state.payments.len() <= PAYMENTS_MAX {
+        return;
+    }
+    state.payments_tidied = today;
+    let oldest = state.now.plus_ms(-PAYMENTS_KEPT_MS);
+    let mut ages: Vec<(UnixMillis, String)> = state
+        .payments
+        .iter()
+        .map(|(reference, payment)| (payment.at, reference.clone()))
+        .collect();
+    ages.sort();
+    let excess = ages.len().saturating_sub(PAYMENTS_MAX);
+    for (place, (at, reference)) in ages.into_iter().enumerate() {
+        if at >= oldest && place >= excess {
+            break;
+        }
+        state.payments.remove(&reference);
+    }
+}
+
+/// What does not hold of the accounts, in words: each sums to zero, and its newest transfer is the one that its hash says.
+pub(super) fn broken(state: &State) -> Option<String> {
+    state.accounts.iter().find_map(|(id, account)| {
+        if account.balances.sum() != 0 {
+            return Some(format!("the accounts of organization `{id}` do not sum to zero"));
+        }
+        let last = account.transfers.last();
+        let sound = last.is_none_or(|last| last.sequence == account.count && balances(&last.legs));
+        (!sound).then(|| format!("the newest transfer of organization `{id}` is not sound"))
+    })
+}
+
+#[cfg(test)]
+#[path = "account_tests.rs"]
+mod tests;

@@ -1,0 +1,203 @@
+//! What holds an organization to its credit: a hard lifetime budget of the organization, kept by the cluster, whose limit follows the
+//! balance. Nodes lease it like any other; what they refuse by it is 402.
+//!
+//! Limit = balance + credit line + what the budget has counted. Spending lowers the balance by what it adds to the count, so the
+//! limit changes when credit does and at no other time.
+
+use std::sync::Arc;
+
+use tollway_proto::command::{PutBilling, Refusal, RefusalCode};
+use tollway_shared::budget::terms::Terms;
+use tollway_shared::budget::{Budget, BudgetScope};
+use tollway_shared::credit::{self, Billing, Fees};
+use tollway_shared::ids::{BudgetId, OrganizationId};
+use tollway_shared::lease::message::Effect;
+use tollway_shared::money::NanoUsd;
+use tollway_shared::seal::Sealed;
+use tollway_shared::window::Span;
+
+use super::{Kept, State, Step, account, audit, budget, not_found, refuse};
+
+/// Most secrets of the payment webhook: the old and the new one while they change, for two senders.
+pub const SECRETS_MAX: usize = 4;
+/// How much above its threshold a balance must be, in percent of it, before a low one is told again.
+const CLEAR_PERCENT: i128 = 110;
+
+/// Sets how an organization pays.
+pub(super) fn put_billing(state: &mut State, step: &mut Step<'_>, put: &PutBilling) -> Result<(), Refusal> {
+    if !state.organizations.contains_key(&put.organization) {
+        return Err(not_found("organization", &put.organization));
+    }
+    if let Some((field, why)) = put.billing.unsound() {
+        return Err(refuse(RefusalCode::Invalid, field, why));
+    }
+    step.put(&mut state.billing, put.organization.clone(), put.billing)?;
+    settle(state, step, &put.organization);
+    Ok(())
+}
+
+/// Sets what buying credits costs, from now on.
+pub(super) fn put_fees(state: &mut State, step: &mut Step<'_>, fees: &Fees) -> Result<(), Refusal> {
+    if let Some(field) = fees.unsound() {
+        let detail = "must be at most 10000 basis points, and at least between 0 and 10000000 dollars";
+        return Err(refuse(RefusalCode::Invalid, field, detail));
+    }
+    step.expect_revision(Some(state.fees.revision))?;
+    step.audit = Some(audit::Touched {
+        target: "fees".into(),
+        before: Some(audit::redacted(&state.fees.value)),
+        after: Some(audit::redacted(fees)),
+    });
+    state.fees = Kept {
+        value: *fees,
+        revision: step.revision,
+    };
+    Ok(())
+}
+
+/// Sets whose payments are believed. None: nobody's.
+pub(super) fn put_secrets(state: &mut State, step: &mut Step<'_>, secrets: &[Sealed]) -> Result<(), Refusal> {
+    if secrets.len() > SECRETS_MAX {
+        return Err(refuse(
+            RefusalCode::Invalid,
+            "secrets",
+            format!("must be at most {SECRETS_MAX}"),
+        ));
+    }
+    let count = |secrets: &[Sealed]| Some(format!("{} secrets", secrets.len()));
+    step.audit = Some(audit::Touched {
+        target: "payments".into(),
+        before: count(&state.payment_secrets),
+        after: count(secrets),
+    });
+    state.payment_secrets = secrets.to_vec();
+    Ok(())
+}
+
+/// An organization that goes takes its settings with it. Its account stays: what happened, happened.
+pub(super) fn forget(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
+    state.billing.remove(id);
+    budget::remove_kept(state, step, &credit::budget_id(id));
+}
+
+fn billing(state: &State, id: &OrganizationId) -> Billing {
+    state.billing.get(id).map(|kept| kept.value).unwrap_or_default()
+}
+
+/// What is neither spent nor with nodes, without any credit line.
+pub fn unspent(state: &State, id: &OrganizationId) -> i128 {
+    let available = state.accounts.get(id).map_or(0, |account| account.available());
+    available.saturating_sub(i128::from(held(state, id)))
+}
+
+/// What nodes have out of the organization's credit, or have used and the ledger has not recorded yet.
+pub fn held(state: &State, id: &OrganizationId) -> i64 {
+    let id = credit::budget_id(id);
+    let (Some(account), Some(tally)) = (state.books.accounts.get(&id), state.tallies.get(&id)) else {
+        return 0;
+    };
+    let book = &account.book;
+    let gone = i128::from(book.limit) - book.free - i128::from(tally.current.amount);
+    i64::try_from(gone.max(0)).unwrap_or(i64::MAX)
+}
+
+/// After a balance or a setting has changed: the budget's limit follows, and whoever has to know is told.
+pub(super) fn settle(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
+    let billing = billing(state, id);
+    enforce(state, step, id, &billing);
+    if let Some(effect) = watch(state, id, &billing) {
+        step.effects.push(effect);
+    }
+}
+
+fn enforce(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, billing: &Billing) {
+    let budget = credit::budget_id(id);
+    let there = state.organizations.contains_key(id);
+    let Some(line) = billing.line().filter(|_| there) else {
+        budget::remove_kept(state, step, &budget);
+        return;
+    };
+    let available = state.accounts.get(id).map_or(0, |account| account.available());
+    let spent = state.tallies.get(&budget).map_or(0, |tally| tally.current.amount);
+    let limit = credit::limit(available, line, spent);
+    if state
+        .budgets
+        .get(&budget)
+        .is_some_and(|kept| kept.value.terms.limit == limit)
+    {
+        return;
+    }
+    let kept = Budget {
+        id: budget,
+        scope: BudgetScope::Organization(id.clone()),
+        model: None,
+        terms: Terms::money(NanoUsd(limit)),
+    };
+    budget::put_kept(state, step, &kept, Span::LIFETIME);
+}
+
+/// Whether somebody must hear that little is left: once, until there is clearly more.
+fn watch(state: &mut State, id: &OrganizationId, billing: &Billing) -> Option<Effect> {
+    if billing.low_balance.is_none() && billing.auto_top_up.is_none() {
+        return None;
+    }
+    let mut account = state
+        .accounts
+        .get(id)
+        .map(|account| account::Account::clone(account))
+        .unwrap_or_default();
+    let available = account.available();
+    let below = |amount: NanoUsd| available < i128::from(amount.0);
+    let is_low = billing.low_balance.is_some_and(below);
+    let clear = billing
+        .low_balance
+        .is_none_or(|low| available * 100 >= i128::from(low.0) * CLEAR_PERCENT);
+    let asked = billing.auto_top_up.filter(|rule| below(rule.threshold));
+    let tells = is_low && !account.low_told;
+    let asks = asked.filter(|_| !account.top_up_asked);
+    account.low_told = is_low || (account.low_told && !clear);
+    account.top_up_asked = asked.is_some();
+    let before = state.accounts.get(id);
+    if before.is_none_or(|before| **before != account) {
+        state.accounts.insert(id.clone(), Arc::new(account));
+    }
+    (tells || asks.is_some()).then(|| Effect::LowBalance {
+        organization: id.clone(),
+        available: credit::shown(available),
+        top_up: asks.map(|rule| rule.amount),
+    })
+}
+
+/// Refuses what people may not do to the budgets that this module keeps.
+pub(super) fn must_be_theirs(id: &BudgetId) -> Result<(), Refusal> {
+    if !credit::is_credit(id) {
+        return Ok(());
+    }
+    let detail = "is kept by the cluster: it follows the organization's account, under `/admin/v1/organizations/{id}/account`";
+    Err(refuse(RefusalCode::Conflict, "id", detail))
+}
+
+/// What does not hold between credit and the budgets that follow it, in words.
+pub(super) fn broken(state: &State) -> Option<String> {
+    for (id, kept) in &state.billing {
+        let budget = state
+            .budgets
+            .get(&credit::budget_id(id))
+            .map(|kept| kept.value.terms.limit);
+        let available = state.accounts.get(id).map_or(0, |account| account.available());
+        let spent = state
+            .tallies
+            .get(&credit::budget_id(id))
+            .map_or(0, |tally| tally.current.amount);
+        let wanted = kept
+            .value
+            .line()
+            .map(|line| credit::limit(available, line, spent));
+        if budget != wanted {
+            return Some(format!(
+                "organization `{id}` is held to {budget:?} and not to {wanted:?}"
+            ));
+        }
+    }
+    None
+}
