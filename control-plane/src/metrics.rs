@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tollway_shared::money::NanoUsd;
 
 use crate::grantor::sums::Sums;
 use crate::raft::Cluster;
@@ -38,6 +39,10 @@ const LEASED: &str = "tollway_lease_outstanding";
 const LEASE_DRIFT: &str = "tollway_lease_drift";
 /// Lives of nodes by `standing`; on the leader.
 const LEASE_LIVES: &str = "tollway_lease_incarnations";
+/// Tokens that a provider and we count differently, in the last statement that was compared here.
+const PROVIDER_DRIFT_TOKENS: &str = "tollway_provider_drift_tokens";
+/// The same of its cost, US dollars.
+const PROVIDER_DRIFT_USD: &str = "tollway_provider_drift_usd";
 /// Thresholds that budgets have reached, by whether it was the `limit` or `below` it; counted by the leader.
 const THRESHOLDS: &str = "tollway_budget_thresholds_total";
 /// Times that an organization's credit became low, by `asks`: `nothing`, or a `top_up`; counted by the leader.
@@ -107,6 +112,16 @@ fn describe() {
         "Settled by nodes less recorded by the ledger, by unit; money in US dollars"
     );
     describe_gauge!(LEASE_LIVES, Unit::Count, "Incarnations of nodes by standing");
+    describe_gauge!(
+        PROVIDER_DRIFT_TOKENS,
+        Unit::Count,
+        "Tokens that a provider's last compared statement and we count differently"
+    );
+    describe_gauge!(
+        PROVIDER_DRIFT_USD,
+        Unit::Count,
+        "US dollars by which a provider's last compared statement and our list cost differ"
+    );
     describe_counter!(THRESHOLDS, Unit::Count, "Thresholds that budgets have reached");
     describe_counter!(
         LOW_BALANCES,
@@ -183,6 +198,16 @@ pub(crate) fn leases(sums: &Sums) {
     for (standing, lives) in standings.into_iter().zip(sums.lives) {
         gauge!(LEASE_LIVES, "standing" => standing).set(lives as f64);
     }
+}
+
+/// Shows how far a provider's statement is from what we counted.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floats; what is exact is in the answer"
+)]
+pub(crate) fn provider_drift(tokens: u64, cost: NanoUsd) {
+    gauge!(PROVIDER_DRIFT_TOKENS).set(tokens as f64);
+    gauge!(PROVIDER_DRIFT_USD).set(cost.0 as f64 / 1e9);
 }
 
 /// Reads what the replica knows of itself, for a scrape.

@@ -20,8 +20,27 @@ const LINES: [&str; 3] = ["description", "reason", "request_pem"];
 /// The field that people and programs follow.
 const LINK: &str = "url";
 
-/// Reads a body of at most [`BODY_BYTES_MAX`].
+/// Reads a JSON body of at most [`BODY_BYTES_MAX`].
 pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
+    let bytes = read_bounded(headers, body).await?;
+    if !bytes.is_empty() && !is_json(headers) {
+        return Err(Fault::at(
+            ProblemCode::UnsupportedMediaType,
+            "Content-Type",
+            "the body must be JSON: send `Content-Type: application/json`",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Reads a body of at most [`BODY_BYTES_MAX`] that is text.
+pub(crate) async fn read_text(headers: &HeaderMap, body: Body) -> Result<String, Fault> {
+    let bytes = read_bounded(headers, body).await?;
+    String::from_utf8(bytes.into())
+        .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body is not UTF-8"))
+}
+
+async fn read_bounded(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
     let too_large = || {
         Fault::new(
             ProblemCode::TooLarge,
@@ -34,7 +53,7 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, 
     if stated.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
         return Err(too_large());
     }
-    let bytes = tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX))
+    tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX))
         .await
         .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body did not arrive in time"))?
         .map_err(|error| match limit_reached(&error) {
@@ -43,15 +62,7 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, 
                 ProblemCode::InvalidRequest,
                 "the body could not be read to its end",
             ),
-        })?;
-    if !bytes.is_empty() && !is_json(headers) {
-        return Err(Fault::at(
-            ProblemCode::UnsupportedMediaType,
-            "Content-Type",
-            "the body must be JSON: send `Content-Type: application/json`",
-        ));
-    }
-    Ok(bytes)
+        })
 }
 
 fn limit_reached(error: &axum::Error) -> bool {

@@ -60,6 +60,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 use self::auth::AccessTable;
 use self::fault::Fault;
+use crate::billing::Billing;
 use crate::identity::authority::certificate_hash;
 use crate::metrics;
 use crate::raft::Cluster;
@@ -78,6 +79,7 @@ pub struct Api {
     pub(crate) cluster: Cluster,
     pub(crate) root: Key,
     pub(crate) fleet: Arc<dyn Fleet>,
+    pub(crate) billing: Billing,
     pub(crate) stopping: CancellationToken,
     access: AccessTable,
     document: Bytes,
@@ -120,14 +122,22 @@ fn collected() -> (Router<Arc<Api>>, Value) {
 /// The whole admin listener: the API, health, metrics.
 ///
 /// - `root`: the cluster's sealing key.
+/// - `billing`: usage in detail, for reports.
 /// - `stopping`: cancelled when the replica begins to stop; `/readyz` says so from then on.
-pub fn router(cluster: Cluster, root: Key, fleet: Arc<dyn Fleet>, stopping: CancellationToken) -> Router {
+pub fn router(
+    cluster: Cluster,
+    root: Key,
+    fleet: Arc<dyn Fleet>,
+    billing: Billing,
+    stopping: CancellationToken,
+) -> Router {
     let (routes, document) = collected();
     let published = serde_json::to_vec(&openapi::published(&document)).expect("a document is plain JSON");
     let api = Arc::new(Api {
         cluster,
         root,
         fleet,
+        billing,
         stopping,
         access: AccessTable::of_document(&document, &ops::OPEN),
         document: published.into(),

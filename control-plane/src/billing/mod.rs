@@ -29,15 +29,19 @@
 //! | [`event`], [`fold`] | pure: usage events → rows |
 //! | [`schema`] | the tables, as SQL |
 //! | [`sqlite`] | the store in a file |
+//! | [`lines`] | hourly rows out of it, for reports |
 //! | [`tail`] | the loop that reads the usage log |
 
 pub mod cell;
 pub mod event;
 pub mod fold;
 pub mod histogram;
+pub mod lines;
 #[cfg(test)]
 mod measure;
 pub mod progress;
+#[cfg(test)]
+pub(crate) mod sample;
 pub mod schema;
 pub mod sqlite;
 pub mod tail;

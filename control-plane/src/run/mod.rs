@@ -187,7 +187,13 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
         connector: doors.connector,
         channels: Mutex::default(),
     });
-    let router = admin::router(cluster.clone(), root.clone(), fleet.clone(), stop.clone());
+    let router = admin::router(
+        cluster.clone(),
+        root.clone(),
+        fleet.clone(),
+        billing.clone(),
+        stop.clone(),
+    );
     listeners.spawn(serve::serve(
         doors.admin_listener,
         doors.admin_tls,

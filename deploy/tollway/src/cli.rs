@@ -345,7 +345,10 @@ pub(crate) enum Cluster {
 
 /// `tollway usage`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Usage {
+    #[command(subcommand)]
+    pub(crate) report: Option<Report>,
     /// One or more of organization, team, project, key, model, provider, day
     #[arg(long, value_delimiter = ',', value_name = "FIELD")]
     pub(crate) group_by: Vec<String>,
@@ -358,6 +361,68 @@ pub(crate) struct Usage {
     /// Only one organization, project or key: organization=ID; may be repeated
     #[arg(long = "where", value_name = "FIELD=VALUE")]
     pub(crate) filters: Vec<String>,
+}
+
+/// `tollway usage …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Report {
+    /// Write charges as FOCUS 1.4 Cost and Usage
+    Export {
+        /// First day, such as 2026-11-01
+        #[arg(long, value_name = "DAY")]
+        from: String,
+        /// Last day
+        #[arg(long, value_name = "DAY")]
+        to: String,
+        /// csv or parquet
+        #[arg(long, default_value = "csv")]
+        format: String,
+        /// Only this organization's
+        #[arg(long)]
+        organization: Option<String>,
+        /// Where to [default: the standard output]
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Show what an organization used and owes for a month
+    Invoice {
+        /// The organization
+        organization: String,
+        /// Such as 2026-11
+        month: String,
+        /// Print the page to print instead
+        #[arg(long)]
+        html: bool,
+    },
+    /// Compute what a period would have cost at other prices; changes nothing
+    ReRate {
+        /// First day
+        #[arg(long, value_name = "DAY")]
+        from: String,
+        /// Last day
+        #[arg(long, value_name = "DAY")]
+        to: String,
+        /// Only this organization's
+        #[arg(long)]
+        organization: Option<String>,
+        /// An endpoint and a price version, or its prices per million prompt and completion tokens; may be repeated
+        #[arg(long = "rate", required = true, value_name = "ENDPOINT=PRICE|IN,OUT")]
+        rates: Vec<String>,
+    },
+    /// Forecast the cost to the end of the current period
+    Forecast {
+        /// daily, weekly or monthly
+        #[arg(long, default_value = "monthly")]
+        period: String,
+        /// Only one organization, team, project or key: organization=ID; may be repeated
+        #[arg(long = "where", value_name = "FIELD=VALUE")]
+        filters: Vec<String>,
+    },
+    /// Compare a provider's own account of usage with ours
+    Compare {
+        /// CSV with the columns provider, day, model, tokens, cost
+        file: PathBuf,
+    },
 }
 
 /// `tollway audit`.

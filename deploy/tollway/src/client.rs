@@ -20,6 +20,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 const ANSWER_MAX: Duration = Duration::from_secs(15);
 /// Rounds over all given addresses.
 const ROUNDS_MAX: u32 = 3;
+/// Longest wait for a download's end; the server stops one that reads its store for longer.
+const DOWNLOAD_MAX: Duration = Duration::from_secs(20 * 60);
 /// Rows asked for at once.
 const PAGE_ROWS: u32 = 1_000;
 /// Most pages of one list: every API key of the largest cluster.
@@ -176,6 +178,75 @@ impl Client {
         self.send(Method::DELETE, path, None, if_revision).await
     }
 
+    /// Writes what `path` answers to `out` as it comes, from the first replica that begins to answer. One that breaks off is an error:
+    /// what was written until then is not whole.
+    pub(crate) async fn download(&self, path: &str, out: &mut dyn std::io::Write) -> Result<(), Failure> {
+        let mut answer = self.answered(Method::GET, path, None).await?;
+        let broken = |error: reqwest::Error| {
+            let cause = anyhow::Error::from(error.without_url());
+            Failure::Unreachable(format!("the answer broke off: {cause:#}"))
+        };
+        while let Some(part) = answer.chunk().await.map_err(broken)? {
+            out.write_all(&part).context("cannot write what came")?;
+        }
+        out.flush().context("cannot write what came")?;
+        Ok(())
+    }
+
+    /// Sends a file to `path`, and reads the JSON answer.
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+        media: &'static str,
+        text: String,
+    ) -> Result<Value, Failure> {
+        let answer = self.answered(Method::POST, path, Some((media, text))).await?;
+        let bytes = answer.bytes().await.map_err(|error| {
+            Failure::Unreachable(format!("the answer broke off: {}", error.without_url()))
+        })?;
+        serde_json::from_slice(&bytes)
+            .context("the answer is not JSON")
+            .map_err(Failure::Local)
+    }
+
+    /// The first successful answer of any replica, with its body still to come. Only for what may be asked twice.
+    async fn answered(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, String)>,
+    ) -> Result<reqwest::Response, Failure> {
+        let mut last = None;
+        for url in &self.urls {
+            let mut request = self
+                .http
+                .request(method.clone(), format!("{url}/admin/v1/{path}"))
+                .timeout(DOWNLOAD_MAX)
+                .bearer_auth(&self.key);
+            if let Some((media, text)) = &body {
+                request = request.header("content-type", *media).body(text.clone());
+            }
+            match request.send().await {
+                Ok(answer) if answer.status().is_success() => return Ok(answer),
+                Ok(answer) => {
+                    let status = answer.status();
+                    let bytes = answer.bytes().await.unwrap_or_default();
+                    let problem = refused(url, status, &bytes);
+                    if problem.status != 503 {
+                        return Err(Failure::Refused(problem));
+                    }
+                    last = Some(Failure::Refused(problem));
+                }
+                Err(error) => {
+                    let cause = anyhow::Error::from(error.without_url());
+                    let silent = Failure::Unreachable(format!("no answer from {url}: {cause:#}"));
+                    last = last.or(Some(silent));
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::Usage("no admin URL is given".into())))
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -244,14 +315,18 @@ impl Client {
                 .with_context(|| format!("the answer of {url} is not JSON"))
                 .map_err(Failure::Local);
         }
-        // Whatever answers without a problem document is not our admin API, but its status still says something.
-        let mut problem: Problem = serde_json::from_slice(&bytes).unwrap_or_default();
-        problem.status = status.as_u16();
-        if problem.detail.is_empty() && problem.title.is_empty() {
-            problem.detail = format!("{url} answered with status {status} and no explanation");
-        }
-        Err(Failure::Refused(problem))
+        Err(Failure::Refused(refused(url, status, &bytes)))
     }
+}
+
+/// A refusal. Whatever answers without a problem document is not our admin API, but its status still says something.
+fn refused(url: &str, status: reqwest::StatusCode, bytes: &[u8]) -> Problem {
+    let mut problem: Problem = serde_json::from_slice(bytes).unwrap_or_default();
+    problem.status = status.as_u16();
+    if problem.detail.is_empty() && problem.title.is_empty() {
+        problem.detail = format!("{url} answered with status {status} and no explanation");
+    }
+    problem
 }
 
 fn fresh_key() -> Result<String, Failure> {

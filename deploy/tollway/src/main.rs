@@ -20,6 +20,7 @@ mod exit;
 mod nouns;
 mod operate;
 mod output;
+mod reports;
 mod up;
 
 use std::process::ExitCode;

@@ -10,6 +10,7 @@ use crate::documents;
 use crate::exit::Failure;
 use crate::nouns::{self, Noun};
 use crate::output::{Format, render, rows, say};
+use crate::reports;
 
 /// Columns of usage: the dimensions, of which those not asked for are absent, then the sums.
 const USAGE_COLUMNS: &[&str] = &[
@@ -83,7 +84,10 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
         Command::Account(command) => account::run(&client, format, command).await,
         Command::Notice(command) => notice(&client, format, command).await,
         Command::Cluster(command) => cluster(&client, format, command).await,
-        Command::Usage(command) => usage(&client, format, &command).await,
+        Command::Usage(mut command) => match command.report.take() {
+            Some(report) => reports::run(&client, format, report).await,
+            None => usage(&client, format, &command).await,
+        },
         Command::Audit(command) => audit(&client, format, command).await,
         Command::Up(_) | Command::Completions { .. } => {
             unreachable!("main handles what needs no cluster")
@@ -443,16 +447,16 @@ pub(crate) fn insert(body: &mut Value, name: &str, value: Option<Value>) {
 
 /// A query string in the making.
 #[derive(Debug, Default)]
-struct Query(Vec<String>);
+pub(crate) struct Query(Vec<String>);
 
 impl Query {
-    fn add(&mut self, name: &str, value: Option<String>) {
+    pub(crate) fn add(&mut self, name: &str, value: Option<String>) {
         if let Some(value) = value {
             self.0.push(format!("{}={}", segment(name), segment(&value)));
         }
     }
 
-    fn path(&self, path: &str) -> String {
+    pub(crate) fn path(&self, path: &str) -> String {
         if self.0.is_empty() {
             return path.to_owned();
         }

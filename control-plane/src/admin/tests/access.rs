@@ -101,6 +101,7 @@ async fn a_route_that_states_no_access_is_closed_to_everybody() {
         cluster: world.cluster.clone(),
         root: Key::new([7; 32]),
         fleet: Arc::new(NoFleet),
+        billing: Billing::new(Place::None).0,
         stopping: CancellationToken::new(),
         access: auth::AccessTable::of_document(&document, &["/open"]),
         document: axum::body::Bytes::new(),

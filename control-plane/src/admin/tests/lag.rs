@@ -102,9 +102,16 @@ async fn an_admin_removed_elsewhere_writes_nothing_through_a_follower_that_lags(
     let (key, other) = new_admin(&root, AdminId::trusted("other"), String::new(), Role::Admin);
     run(Command::CreateAdmin(other)).await;
     let follower = World {
-        router: super::super::router(replica(2), root, Arc::new(NoFleet), CancellationToken::new()),
+        router: super::super::router(
+            replica(2),
+            root,
+            Arc::new(NoFleet),
+            Billing::new(Place::None).0,
+            CancellationToken::new(),
+        ),
         cluster: replica(2),
         owner: key,
+        store: std::path::PathBuf::new(),
         _dir: tempfile::tempdir().unwrap(),
     };
     follower.put("organizations/before", json!({})).await;

@@ -5,6 +5,7 @@ mod credits;
 mod lag;
 mod nouns;
 mod refusals;
+mod reports;
 mod views;
 
 use std::collections::BTreeSet;
@@ -22,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::ServiceExt;
 
 use super::{BODY_BYTES_MAX, NoFleet, auth, collected, new_admin, openapi};
+use crate::billing::{Billing, Place};
 use crate::clock;
 use crate::identity::Authority;
 use crate::raft::{self, Cluster, PeerConnector, Proposal, RaftConfig, Timings};
@@ -39,6 +41,8 @@ struct World {
     router: Router,
     cluster: Cluster,
     owner: String,
+    /// Where its billing store would be.
+    store: std::path::PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -111,11 +115,20 @@ impl World {
         });
         let made = cluster.propose(Proposal::system(command)).await.unwrap();
         assert!(matches!(made, Outcome::Done(_)), "{made:?}");
-        let router = super::router(cluster.clone(), root, Arc::new(NoFleet), CancellationToken::new());
+        let store = dir.path().join("billing.sqlite");
+        let (billing, _) = Billing::new(Place::File(store.clone()));
+        let router = super::router(
+            cluster.clone(),
+            root,
+            Arc::new(NoFleet),
+            billing,
+            CancellationToken::new(),
+        );
         Self {
             router,
             cluster,
             owner,
+            store,
             _dir: dir,
         }
     }

@@ -1,0 +1,115 @@
+//! Lines of the billing store, for a handler: read on a thread of their own, and only so many readers at once.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tollway_proto::admin::problem::ProblemCode;
+use tollway_shared::ids::OrganizationId;
+use tollway_shared::time::Day;
+
+use super::super::Api;
+use super::super::fault::Fault;
+use crate::billing::Place;
+use crate::billing::lines::{self, Wanted};
+use crate::report::line::Line;
+
+/// Most reports that read the store at once. A reader keeps the store from tidying up behind itself.
+const READERS_MAX: usize = 4;
+/// Longest that a report may read.
+const READ_WITHIN_S: u64 = 900;
+
+static READERS: Semaphore = Semaphore::const_new(READERS_MAX);
+
+/// A way to the store.
+pub(super) struct Source {
+    path: PathBuf,
+    _permit: SemaphorePermit<'static>,
+}
+
+/// Why lines did not come to their end.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadFault {
+    #[error(transparent)]
+    Store(#[from] lines::ReadFault),
+    #[error("the report takes longer than {READ_WITHIN_S} s; ask for fewer days")]
+    Slow,
+}
+
+impl From<ReadFault> for Fault {
+    fn from(fault: ReadFault) -> Self {
+        match fault {
+            ReadFault::Slow => Self::new(ProblemCode::Timeout, fault.to_string()),
+            ReadFault::Store(fault) => {
+                tracing::warn!(error = %fault, "the billing store cannot be read");
+                Self::new(
+                    ProblemCode::Unavailable,
+                    "the billing store cannot be read right now",
+                )
+            }
+        }
+    }
+}
+
+impl Source {
+    /// Refuses where there is no store, and when too many read already.
+    pub(super) fn of(api: &Api) -> Result<Self, Fault> {
+        let Place::File(path) = api.billing.place() else {
+            let detail = "this replica keeps no billing store; set `billing.store`, or ask another one";
+            return Err(Fault::new(ProblemCode::Unavailable, detail));
+        };
+        let permit = READERS.try_acquire().map_err(|_| {
+            let detail = format!("{READERS_MAX} reports are being made; ask again when one of them is done");
+            Fault::new(ProblemCode::Unavailable, detail)
+        })?;
+        Ok(Self {
+            path: path.clone(),
+            _permit: permit,
+        })
+    }
+
+    /// Reads lines until `each` breaks with what is wrong. Blocks.
+    pub(super) fn lines<E: From<ReadFault>>(
+        &self,
+        wanted: &Wanted,
+        mut each: impl FnMut(Line) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let begun = Instant::now();
+        let read = lines::lines(&self.path, wanted, |line| {
+            if begun.elapsed().as_secs() >= READ_WITHIN_S {
+                return ControlFlow::Break(E::from(ReadFault::Slow));
+            }
+            match each(line) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(fault) => ControlFlow::Break(fault),
+            }
+        });
+        match read.map_err(ReadFault::from)? {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(fault) => Err(fault),
+        }
+    }
+}
+
+/// Runs what reads and computes, away from the threads that answer.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|fault| {
+        tracing::error!(error = %fault, "a report failed");
+        Err(Fault::new(
+            ProblemCode::Internal,
+            "this replica failed to make the report",
+        ))
+    })
+}
+
+/// The instants of days.
+pub(super) fn wanted((from, to): (Day, Day), organization: Option<OrganizationId>) -> Wanted {
+    Wanted {
+        from: from.start(),
+        to: Day(to.0.saturating_add(1)).start(),
+        organization,
+    }
+}
