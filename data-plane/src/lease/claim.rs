@@ -10,6 +10,8 @@ use tollway_shared::money::{NanoUsd, Price, UNITS_PER_PRICE};
 
 /// Lines of a charge are rounded one by one, each up by at most half a nano-dollar: more than that for all of them.
 const ROUNDING: i64 = 5;
+/// Basis points in one.
+const ONE: i128 = 10_000;
 
 /// What one candidate can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Rates {
     request: NanoUsd,
     /// The most tokens in one of its answers, when the caller has no cap.
     pub output_tokens_max: u64,
+    /// What is owed of the list price, hundredths of a percent.
+    owed_bps: i128,
 }
 
 impl Rates {
@@ -35,11 +39,27 @@ impl Rates {
             output: dearest(prices.output, &[prices.output_reasoning]),
             request: prices.request.unwrap_or_default(),
             output_tokens_max,
+            owed_bps: ONE,
         }
     }
 
-    /// The most that it charges; beyond the range of money the largest amount, which no budget has.
+    /// The same with a markup or discount; [`bill::BPS_MIN`] of what is free.
+    ///
+    /// [`bill::BPS_MIN`]: tollway_shared::bill::BPS_MIN
+    pub fn billed(mut self, bps: i32) -> Self {
+        self.owed_bps = (ONE + i128::from(bps)).max(0);
+        self
+    }
+
+    /// The most that is owed; beyond the range of money the largest amount, which no budget has.
     fn cost(&self, prompt: u64, completion: u64) -> NanoUsd {
+        let owed = i128::from(self.list(prompt, completion).0) * self.owed_bps;
+        let up = i128::from(owed % ONE != 0);
+        NanoUsd(i64::try_from(owed / ONE + up).unwrap_or(i64::MAX))
+    }
+
+    /// The most that it charges at list price.
+    fn list(&self, prompt: u64, completion: u64) -> NanoUsd {
         let lines = self
             .input
             .charge_up(prompt)
@@ -55,7 +75,11 @@ impl Rates {
 
     /// The most completion tokens that `money` pays for besides the prompt.
     fn completion(&self, prompt: u64, money: NanoUsd) -> u64 {
-        let rest = i128::from(money.0) - i128::from(self.cost(prompt, 0).0);
+        if self.owed_bps == 0 {
+            return u64::MAX;
+        }
+        let list = i128::from(money.0.max(0)) * ONE / self.owed_bps;
+        let rest = list - i128::from(self.list(prompt, 0).0);
         match self.output {
             _ if rest < 0 => 0,
             Price(price) if price <= 0 => u64::MAX,
@@ -171,6 +195,29 @@ mod tests {
         free.request = None;
         let claim = bounds(Some(4), vec![Rates::of(&free, 9)]).claim();
         assert_eq!((claim.worst.money, claim.worst.tokens), (NanoUsd::ZERO, 18));
+    }
+
+    #[test]
+    fn what_is_owed_is_claimed_and_not_the_list_price() {
+        let dear = Rates::of(&prices(1_000_000, 2_000_000, None, None), 9);
+        let list = bounds(Some(4), vec![dear]).claim().worst.money.0;
+        for (bps, owed) in [
+            (0, list),
+            (-10_000, 0),
+            (10_000, 2 * list),
+            (1, list + 1),
+            (-1, list),
+        ] {
+            let billed = bounds(Some(4), vec![dear.billed(bps)]);
+            assert_eq!(billed.claim().worst.money.0, owed, "{bps}");
+            let most = billed.claim().worst;
+            assert!(
+                billed
+                    .cap_within(&most)
+                    .is_some_and(|cap| cap <= 4 || bps == -10_000),
+                "{bps}"
+            );
+        }
     }
 
     #[test]

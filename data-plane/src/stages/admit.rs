@@ -2,6 +2,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tollway_shared::budget::BudgetScope;
+use tollway_shared::credit;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
 use tollway_shared::notice::Notice;
@@ -128,16 +129,13 @@ fn spent(
             .into_iter()
             .flat_map(|all| all.iter())
         {
-            if !models.iter().all(|model| view.budget.counts(model)) {
+            let free_goes = credit::is_credit(&view.budget.id) && models.iter().any(ModelId::is_free);
+            if free_goes || !models.iter().all(|model| view.budget.counts(model)) {
                 continue;
             }
             let told = stops.budgets.contains(id).then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
-                return Err(Fault::BudgetExhausted {
-                    level: scope.level(),
-                    budget: id.to_string(),
-                    resets_at,
-                });
+                return Err(Fault::spent(&view.budget, scope.level(), resets_at));
             }
         }
     }

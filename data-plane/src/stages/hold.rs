@@ -10,6 +10,7 @@ use std::time::Duration;
 use metrics::counter;
 use tokio::time::Instant;
 use tollway_proto::spool::{Held, HeldPart};
+use tollway_shared::bill::BPS_MIN;
 use tollway_shared::budget::terms::{Mode, Terms};
 use tollway_shared::budget::{BudgetScope, BudgetView};
 use tollway_shared::fault::Fault;
@@ -164,11 +165,9 @@ fn clamp(cx: &mut Context, ask: &mut Ask, cap: Option<u64>) {
 
 impl Budget<'_> {
     fn exhausted(&self, resets_at: Option<UnixMillis>) -> Fault {
-        Fault::BudgetExhausted {
-            level: self.level,
-            budget: self.view.budget.id.to_string(),
-            resets_at: resets_at.or_else(|| self.view.budget.resets_at(clock::now())),
-        }
+        let now = clock::now();
+        let resets_at = resets_at.or_else(|| self.view.budget.resets_at(now));
+        Fault::spent(&self.view.budget, self.level, resets_at)
     }
 
     fn too_dear(&self) -> Fault {
@@ -237,6 +236,11 @@ fn bounds_of(snapshot: &Snapshot, plan: &Plan, ask: &Ask) -> Bounds {
             &candidate.price.prices,
             most.map_or(u64::from(u32::MAX), u64::from),
         )
+        .billed(if candidate.endpoint.model.is_free() {
+            BPS_MIN
+        } else {
+            0
+        })
     });
     Bounds {
         prompt_tokens: ask.prompt_tokens_max,

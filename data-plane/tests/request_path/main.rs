@@ -4,6 +4,7 @@
 
 mod answers;
 mod crash;
+mod credit;
 mod failures;
 mod grantor;
 mod guards;

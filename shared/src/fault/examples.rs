@@ -53,6 +53,7 @@ impl Fault {
                 budget: text(),
                 resets_at: None,
             },
+            Self::InsufficientCredits { organization: text() },
             Self::RequestTooDear {
                 level: "project",
                 budget: text(),

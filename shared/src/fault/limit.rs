@@ -1,6 +1,8 @@
 //! Which budget a fault is about.
 
 use super::Fault;
+use crate::budget::Budget;
+use crate::credit;
 use crate::time::UnixMillis;
 
 /// Which budget stopped a request.
@@ -15,6 +17,20 @@ pub struct LimitNote<'a> {
 }
 
 impl Fault {
+    /// A spent budget, by what it stands for.
+    pub fn spent(budget: &Budget, level: &'static str, resets_at: Option<UnixMillis>) -> Self {
+        if credit::is_credit(&budget.id) {
+            return Self::InsufficientCredits {
+                organization: budget.scope.id().to_owned(),
+            };
+        }
+        Self::BudgetExhausted {
+            level,
+            budget: budget.id.to_string(),
+            resets_at,
+        }
+    }
+
     /// The budget that it is about, for `error.metadata`.
     pub fn limit(&self) -> Option<LimitNote<'_>> {
         let (source, budget, resets_at) = match self {

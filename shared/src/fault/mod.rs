@@ -139,6 +139,12 @@ pub enum Fault {
         /// When the next period starts, if one does.
         resets_at: Option<UnixMillis>,
     },
+    /// A prepaid or postpaid organization has used up its credit.
+    #[error("the credit of organization `{organization}` is used up; buy more")]
+    InsufficientCredits {
+        /// Whose.
+        organization: String,
+    },
     /// A request could cost more than a budget allows for one.
     #[error(
         "this request could cost more than the {level} budget `{budget}` allows for one; lower its cap on the answer"
@@ -310,6 +316,9 @@ impl Fault {
             Self::NoEndpoints { .. } => spec("no_endpoints", 404, "invalid_request_error", Operator, false),
             Self::BudgetExhausted { .. } => {
                 spec("budget_exhausted", 403, "insufficient_quota", Tenant, false)
+            }
+            Self::InsufficientCredits { .. } => {
+                spec("insufficient_credits", 402, "insufficient_quota", Tenant, false)
             }
             Self::RequestTooDear { .. } => spec("request_too_dear", 403, "insufficient_quota", Tenant, false),
             Self::RouteNotFound { .. } => {
