@@ -5,11 +5,13 @@
 //! | `head` | the members that are acted on |
 //! | `place` | where they are in the body, and how deep it is |
 //! | `unique` | no key twice in one object |
+//! | `surrogate` | no half of a character |
 //!
 //! Only what we act on is typed, with its place in the body, so that it can be changed without writing the rest again.
 
 mod head;
 mod place;
+mod surrogate;
 mod unique;
 
 use std::ops::Range;
@@ -103,19 +105,19 @@ impl Ask {
             .and_then(|head| json.end().map(|()| head))
             .map_err(|fault| as_fault(&fault))?;
         unique::refuse_duplicates(text)?;
+        surrogate::refuse_halves(text)?;
         let at = |raw: &RawValue| place(text, raw.get());
         let model = head.model.ok_or_else(|| missing("model"))?;
         let prompt = head.messages.ok_or_else(|| missing("messages"))?;
-        let wanted = "an object";
         let stream_options: Option<Option<StreamOptions>> =
-            optional("stream_options", wanted, head.stream_options)?;
+            object("stream_options", "an object", head.stream_options)?;
         let wants_usage: Option<Option<bool>> = optional(
             "stream_options.include_usage",
             "true or false",
             stream_options.flatten().and_then(|options| options.include_usage),
         )?;
         let provider: Option<Preferences> =
-            optional("provider", "an object of routing preferences", head.provider)?;
+            object("provider", "an object of routing preferences", head.provider)?;
         let user: Option<String> = optional("user", "a string", head.user)?;
         let fallbacks: Option<Vec<String>> = optional("models", "an array of strings", head.models)?;
         let fallbacks = fallbacks.unwrap_or_default();
@@ -202,6 +204,18 @@ fn optional<'a, T: Deserialize<'a>>(
     raw.map_or(Ok(None), |raw| required(field, wanted, raw))
 }
 
+/// An object or `null`. A list would be read as the members in their order.
+fn object<'a, T: Deserialize<'a>>(
+    field: &str,
+    wanted: &str,
+    raw: Option<&'a RawValue>,
+) -> Result<Option<T>, Fault> {
+    if raw.is_some_and(|raw| raw.get().starts_with('[')) {
+        return Err(invalid(field, format!("must be {wanted}")));
+    }
+    optional(field, wanted, raw)
+}
+
 /// A number of things, at least one.
 fn count(field: &str, max: u32, raw: Option<&RawValue>) -> Result<Option<u32>, Fault> {
     let wanted = format!("an integer from 1 to {max}");
@@ -280,8 +294,20 @@ mod tests {
                 "invalid_value stream_options",
             ),
             (
+                format!(r#"{{"model":"a/b",{MESSAGES},"stream_options":[true]}}"#),
+                "invalid_value stream_options",
+            ),
+            (
+                format!(r#"{{"model":"a/b",{MESSAGES},"provider":[["a"]]}}"#),
+                "invalid_value provider",
+            ),
+            (
                 format!(r#"{{"model":"a/b",{MESSAGES},"stream_options":{{"include_usage":null}}}}"#),
                 "ok",
+            ),
+            (
+                r#"{"model":"a/b","messages":[{"role":"user","content":"\ud83d"}]}"#.into(),
+                "invalid_json -",
             ),
             (format!(r#"{{"model":7,{MESSAGES}}}"#), "invalid_value model"),
             (

@@ -1,5 +1,7 @@
 //! What goes wrong with one attempt at a provider, and what that means for the next.
 
+use crate::ids::ProviderId;
+
 /// What went wrong with one attempt at a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AttemptFault {
@@ -62,5 +64,13 @@ pub(super) fn attempt_hint(fault: AttemptFault) -> String {
         AttemptFault::Status(status) => format!("it answered with status {status}"),
         AttemptFault::Garbled => "its answer was not understood".into(),
         AttemptFault::Credential => "no usable credential for it on this node".into(),
+    }
+}
+
+/// How the end of all attempts begins: how many there were, and who was last.
+pub(super) fn attempts_failed(tried: usize, last: &ProviderId) -> String {
+    match tried {
+        1 => format!("the only attempt, at provider `{last}`, failed"),
+        tried => format!("all {tried} attempts failed; the last one at provider `{last}`"),
     }
 }

@@ -9,7 +9,7 @@ mod limit;
 mod text;
 
 pub use attempt::AttemptFault;
-use attempt::attempt_hint;
+use attempt::{attempt_hint, attempts_failed};
 pub use limit::LimitNote;
 use text::{close_matches, date, resets_hint, said, successor_hint};
 
@@ -184,7 +184,7 @@ pub enum Fault {
         message: String,
     },
     /// Every attempt failed, the last one with an error status of its provider.
-    #[error("all {tried} attempts failed; the last one at provider `{provider}`, with status {status}{}", said(self.upstream()))]
+    #[error("{}, with status {status}{}", attempts_failed(*tried, provider), said(self.upstream()))]
     UpstreamFailed {
         /// How many were made.
         tried: usize,
@@ -198,7 +198,7 @@ pub enum Fault {
         retry_after: Option<u64>,
     },
     /// Every attempt failed, the last one without an answer.
-    #[error("all {tried} attempts failed; the last one at provider `{provider}`: {}", attempt_hint(*last))]
+    #[error("{}: {}", attempts_failed(*tried, provider), attempt_hint(*last))]
     AttemptsExhausted {
         /// How many were made.
         tried: usize,
@@ -470,6 +470,8 @@ mod tests {
             assert_eq!((failed.status(), failed.spec().retry), (shown, retry), "{status}");
             let about_us = matches!(status, 401 | 403);
             assert_eq!(failed.to_string().ends_with(": no"), !about_us, "{failed}");
+            let begins = "the only attempt, at provider `p`, failed, with status ";
+            assert!(failed.to_string().starts_with(begins), "{failed}");
         }
         let refused = Fault::UpstreamRejected {
             provider: ProviderId::trusted("p"),

@@ -98,10 +98,7 @@ struct FormatOut<'a> {
 
 /// What is sent. Errors: `InvalidField`, when a field has no counterpart in this dialect.
 pub fn encode(ask: &Ask, endpoint: &Endpoint) -> Result<Encoded, Fault> {
-    let body: In<'_> = serde_json::from_slice(&ask.body).map_err(|fault| {
-        let text = fault.to_string();
-        invalid("body", format!("does not fit a chat completions request: {text}"))
-    })?;
+    let body: In<'_> = serde_json::from_slice(&ask.body).map_err(|_| unfit(&ask.body))?;
     if ask.answers > 1 {
         let detail = format!(
             "is {}, but this provider gives one answer to a request; use 1",
@@ -134,6 +131,29 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint) -> Result<Encoded, Fault> {
         headers: &[("anthropic-version", "2023-06-01")],
         body: bytes::Bytes::from(serde_json::to_vec(&out).expect("text and raw values serialize")).into(),
     })
+}
+
+/// Names what keeps a body from being read: it is read once more, slowly.
+fn unfit(body: &[u8]) -> Fault {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let Err(error) = serde_path_to_error::deserialize::<_, In<'_>>(&mut reader) else {
+        return invalid("body", "does not fit a chat completions request".into());
+    };
+    let path = error.path().to_string();
+    let text = error.inner().to_string();
+    // Without the reader's " at line 1 column 7": the field says where.
+    let what = text
+        .rsplit_once(" at line ")
+        .map_or(text.as_str(), |(what, _)| what);
+    let missing = what
+        .strip_prefix("missing field `")
+        .and_then(|rest| rest.strip_suffix('`'));
+    match (missing, path.as_str()) {
+        (Some(name), "" | ".") => invalid(name, "is required".into()),
+        (Some(name), path) => invalid(&format!("{path}.{name}"), "is required".into()),
+        (None, "" | ".") => invalid("body", format!("does not fit a chat completions request: {what}")),
+        (None, path) => invalid(path, format!("is not what it should be: {what}")),
+    }
 }
 
 pub(super) fn invalid(field: &str, detail: String) -> Fault {
@@ -191,6 +211,27 @@ mod tests {
         };
         let ask = Ask::parse(Bytes::from(body.to_string())).unwrap();
         encode(&ask, &endpoint).map(|e| serde_json::from_slice(&e.body.to_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named_where_it_is() {
+        for (tools, field) in [
+            (json!([{"type": "function"}]), "tools[0].function"),
+            (json!([{}]), "tools[0].function"),
+            (json!([{"type": "custom", "custom": {}}]), "tools[0].type"),
+            (
+                json!([{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {}}]),
+                "tools[1].function.name",
+            ),
+            (json!([{"function": {"name": 7}}]), "tools[0].function.name"),
+            (json!({}), "tools"),
+        ] {
+            let body =
+                json!({"model": "a/b", "messages": [{"role": "user", "content": "x"}], "tools": tools});
+            let fault = encoded(&body).unwrap_err();
+            assert_eq!(fault.param(), Some(field), "{fault}");
+            assert!(!fault.to_string().contains(" at line "), "{fault}");
+        }
     }
 
     #[test]

@@ -53,9 +53,13 @@ pub(super) fn tools(tools: Vec<ToolIn<'_>>) -> Result<Vec<ToolOut<'_>>, Fault> {
     let mut out = Vec::with_capacity(tools.len());
     for (index, tool) in tools.into_iter().enumerate() {
         let Some(function) = tool.function else {
-            let kind = tool.kind.unwrap_or_default();
-            let detail = format!("is `{kind}`, which this provider does not take; use `function`");
-            return Err(invalid(&format!("tools[{index}].type"), detail));
+            return Err(match tool.kind.as_deref() {
+                None | Some("function") => invalid(&format!("tools[{index}].function"), "is required".into()),
+                Some(kind) => {
+                    let detail = format!("is `{kind}`, which this provider does not take; use `function`");
+                    invalid(&format!("tools[{index}].type"), detail)
+                }
+            });
         };
         out.push(ToolOut {
             name: function.name,
