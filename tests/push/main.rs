@@ -281,7 +281,7 @@ fn price(id: &str, dollars: i64) -> Command {
     Command::AddPrice(PriceVersion {
         id: PriceId::trusted(id),
         endpoint: EndpointId::trusted("p/a/m"),
-        effective_from: clock::now().plus_ms(1),
+        effective_from: UnixMillis(0), // from when it is applied
         prices: Prices {
             input: Price(dollars * 1_000_000_000),
             output: Price(dollars * 1_000_000_000),

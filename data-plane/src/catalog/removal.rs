@@ -36,10 +36,11 @@ impl Removal {
     /// Looks at what a replica refused this node with.
     pub(super) fn refused(&self, status: &Status) {
         let cause = status.metadata().get(REFUSAL);
-        if cause.is_some_and(|cause| cause == NOT_REGISTERED) && self.begin() {
-            if let Err(fault) = std::fs::write(&self.file, []) {
-                tracing::warn!(%fault, "that this node was removed cannot be noted on disk");
-            }
+        if cause.is_some_and(|cause| cause == NOT_REGISTERED)
+            && self.begin()
+            && let Err(fault) = std::fs::write(&self.file, [])
+        {
+            tracing::warn!(%fault, "that this node was removed cannot be noted on disk");
         }
     }
 
