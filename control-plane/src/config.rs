@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::settings::{DAY_MS, Number, line_of, log_filter_problem};
+use tollway_shared::settings::{DAY_MS, Number, is_host_and_port, line_of, log_filter_problem};
 
 use crate::raft::Timings;
 use crate::{billing, ledger};
@@ -288,6 +288,15 @@ impl Config {
                 "is missing: `peer.listen` is every address, so say which one others reach",
             ));
         }
+        if let Some(advertised) = self
+            .peer
+            .advertise
+            .as_ref()
+            .filter(|text| !is_host_and_port(text))
+        {
+            let detail = format!("is `{advertised}`; write `host:port`");
+            return Err(value("peer.advertise", detail));
+        }
         if self.seal.key_file.is_some() && self.seal.key_env.is_some() {
             return Err(value(
                 "seal.key_env",
@@ -449,6 +458,7 @@ mod tests {
             ("[usage]\nsource = \"file\"\n", "usage.dir"),
             ("[billing]\ngenerations_days = 0\n", "billing.generations_days"),
             ("[log]\nlevel = \"inof\"\n", "log.level"),
+            ("[peer]\nadvertise = \"https://c1:7601\"\n", "peer.advertise"),
         ] {
             let fault = load(text, Overrides::default());
             let line = if fault.contains("is missing") {

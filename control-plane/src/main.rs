@@ -44,6 +44,11 @@ enum Action {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Checks the settings as `run` does and prints what is in force.
+    Config {
+        #[command(flatten)]
+        settings: Settings,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -98,10 +103,14 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
     // Before the first TLS configuration anywhere in the process. A second install is harmless.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let settings = match &action {
-        Action::Init { settings, .. } | Action::Join { settings, .. } | Action::Run { settings } => settings,
+        Action::Init { settings, .. }
+        | Action::Join { settings, .. }
+        | Action::Run { settings }
+        | Action::Config { settings } => settings,
     };
     let config = loaded(settings)?;
-    if settings.print_config {
+    if settings.print_config || matches!(action, Action::Config { .. }) {
+        run::check(&config)?;
         print!("{}", config.printed());
         return Ok(ExitCode::SUCCESS);
     }
@@ -112,6 +121,7 @@ fn act(action: Action) -> anyhow::Result<ExitCode> {
             Action::Init { output, .. } => init(&config, output).await,
             Action::Join { control, token, .. } => join(&config, &control, &token).await,
             Action::Run { .. } => serve(config).await,
+            Action::Config { .. } => Ok(ExitCode::SUCCESS),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::settings::{DAY_MS, Number, line_of, log_filter_problem};
+use tollway_shared::settings::{DAY_MS, Number, is_host_and_port, line_of, log_filter_problem};
 
 use crate::server::Network;
 use crate::usage;
@@ -295,6 +295,12 @@ impl Config {
                 return value(number.key, problem);
             }
         }
+        if let Some(peer) = self.control.peers.iter().find(|peer| !is_host_and_port(peer)) {
+            return value(
+                "control.peers",
+                format!("has `{peer}`; write `host:port`, the address of a replica's peer listener"),
+            );
+        }
         match log_filter_problem(&self.log.level) {
             Some(problem) => value("log.level", problem),
             None => Ok(()),
@@ -425,6 +431,7 @@ mod tests {
             ("[usage]\nspool_bytes_max = 0\n", "usage.spool_bytes_max"),
             ("[control]\nmax_stale = \"0s\"\n", "control.max_stale"),
             ("[log]\nlevel = \"inof\"\n", "log.level"),
+            ("[control]\npeers = [\"https://c1:7600\"]\n", "control.peers"),
         ] {
             let fault = parse(text).unwrap_err().to_string();
             assert!(fault.contains(key) && fault.contains("line 2"), "{fault}");

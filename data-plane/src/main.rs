@@ -47,7 +47,7 @@ enum Command {
         #[arg(long)]
         print_config: bool,
     },
-    /// Checks the settings and prints what is in force.
+    /// Checks the settings as `run` does and prints what is in force.
     Config(Settings),
 }
 
@@ -106,7 +106,9 @@ fn act() -> Result<()> {
             settings,
             print_config: true,
         } => {
-            print!("{}", settings.load()?.printed());
+            let config = settings.load()?;
+            tollway_data::run::check(&config)?;
+            print!("{}", config.printed());
             Ok(())
         }
         Command::Join {
@@ -151,6 +153,12 @@ async fn run(config: Config) -> Result<()> {
     tollway_data::logs::start(&config.log)?;
     let running = tollway_data::run::start(&config).await?;
     tollway_data::run::told_to_end().await?;
-    running.stop().await;
+    let again = async {
+        match tollway_data::run::told_to_end().await {
+            Ok(()) => tracing::warn!("told to end again: running answers are ended with an error event"),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    running.stop_unless(again).await;
     Ok(())
 }

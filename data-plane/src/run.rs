@@ -85,8 +85,17 @@ pub struct Running {
     leases: Option<Leases>,
 }
 
+/// Whether a node can run on these settings; that says no more of the machine than that the files they name can be read.
+pub fn check(config: &Config) -> Result<(), StartFault> {
+    config.check()?;
+    usage::check(&config.usage)?;
+    upstream::client_config(config.upstream.ca_file.as_deref())?;
+    Ok(())
+}
+
 /// Starts the node whose identity is in the data folder. Must be called inside a tokio runtime.
 pub async fn start(config: &Config) -> Result<Running, StartFault> {
+    check(config)?;
     let identity = Identity::load(&config.data_dir)?;
     let live = Live::new(identity.secrets.clone());
     let cancel = CancellationToken::new();
@@ -281,16 +290,27 @@ pub async fn told_to_end() -> io::Result<()> {
 
 impl Running {
     /// The orderly end. Returns whether the usage log has everything; what it has not stays in the spool.
-    pub async fn stop(mut self) -> bool {
+    pub async fn stop(self) -> bool {
+        self.stop_unless(std::future::pending()).await
+    }
+
+    /// [`Running::stop`] that waits for no running answer any more once `hurried` is done: each is ended with its error event at once.
+    pub async fn stop_unless(mut self, hurried: impl Future<Output = ()>) -> bool {
         self.phase.advance(Phase::DRAINING);
         tracing::info!("draining");
-        tokio::time::sleep(Duration::from_millis(self.drain.grace_ms)).await;
-        self.stage.send_replace(Stage::Finish);
-        let streams = Duration::from_millis(self.drain.max_stream_ms);
-        if tokio::time::timeout(streams, ended(&mut self.cores))
-            .await
-            .is_err()
-        {
+        let waiting = async {
+            tokio::time::sleep(Duration::from_millis(self.drain.grace_ms)).await;
+            self.stage.send_replace(Stage::Finish);
+            let streams = Duration::from_millis(self.drain.max_stream_ms);
+            tokio::time::timeout(streams, ended(&mut self.cores))
+                .await
+                .is_ok()
+        };
+        let all_ended = tokio::select! {
+            all_ended = waiting => all_ended,
+            () = hurried => false,
+        };
+        if !all_ended {
             tracing::warn!("answers that still run are ended with an error event");
             self.phase.advance(Phase::ENDING);
             self.stage.send_replace(Stage::End);
@@ -406,5 +426,33 @@ impl Core {
             streams: Streams::default(),
         });
         server::serve(plane, listener, self.server, self.stage).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_cannot_run_on_is_refused_by_the_name_of_the_setting() {
+        let problem = |text: &str| {
+            let config = Config::parse(text, Path::new("data.toml")).unwrap();
+            check(&config).err().map(|fault| fault.to_string())
+        };
+        for (text, named) in [
+            ("", Some("usage.dir")),
+            ("[usage]\nsink = \"kafka\"\n", Some("usage.brokers")),
+            (
+                "[usage]\ndir = \"u\"\n[upstream]\nca_file = \"/nowhere/ca.pem\"\n",
+                Some("upstream.ca_file"),
+            ),
+            ("[usage]\ndir = \"u\"\n", None),
+        ] {
+            let problem = problem(text);
+            match named {
+                Some(named) => assert!(problem.unwrap().contains(&format!("`{named}`")), "{text}"),
+                None => assert_eq!(problem, None, "{text}"),
+            }
+        }
     }
 }

@@ -57,6 +57,24 @@ pub fn log_filter_problem(filter: &str) -> Option<String> {
     ))
 }
 
+/// Whether text is `host:port`, as one process is told where another one listens: a name or an address, `[…]` around an IPv6 one.
+pub fn is_host_and_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+        }
+    };
+    let is_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+    is_host && is_port
+}
+
 /// The line, from 1, on which TOML text sets a dotted key; for messages, so a guess in odd spellings: then it is where its table begins.
 pub fn line_of(text: &str, key: &str) -> Option<usize> {
     let mut table = String::new();
@@ -106,6 +124,28 @@ mod tests {
             assert_eq!(line_of(text, key), line, "{key}");
         }
         assert_eq!(line_of("usage.partitions = 0", "usage.partitions"), Some(1));
+    }
+
+    #[test]
+    fn a_host_comes_with_its_port_and_nothing_else() {
+        for (text, fits) in [
+            ("control-1.example.com:7601", true),
+            ("10.0.0.1:7601", true),
+            ("[::1]:7601", true),
+            ("control-1", false),
+            ("control-1:", false),
+            ("control-1:0", false),
+            ("control-1:70000", false),
+            ("control-1:+1", false),
+            (":7601", false),
+            ("::1:7601", false),
+            ("https://control-1:7601", false),
+            ("control-1:7601/", false),
+            ("user@control-1:7601", false),
+            ("", false),
+        ] {
+            assert_eq!(is_host_and_port(text), fits, "{text}");
+        }
     }
 
     #[test]

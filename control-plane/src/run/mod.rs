@@ -140,6 +140,13 @@ pub struct Running {
     listeners: TaskTracker,
 }
 
+/// Whether a replica can run on these settings, apart from what is in its data folder.
+pub fn check(config: &Config) -> Result<(), StartFault> {
+    config.check()?;
+    ledger::open(&config.usage)?;
+    Ok(())
+}
+
 /// Starts the replica that is in the data folder.
 pub async fn start(config: Config) -> Result<Running, StartFault> {
     config.check()?;

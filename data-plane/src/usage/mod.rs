@@ -191,8 +191,8 @@ struct Stop {
 ///
 /// Blocks for as long as the disk takes to make a few files. Starts two threads; needs no async runtime.
 pub fn start(settings: &Settings, spool: &Path, writers: usize) -> Result<Usage, StartFault> {
-    let open = sink_of(settings)?;
     check(settings)?;
+    let open = sink_of(settings)?;
     let disk = |source| StartFault::Disk {
         path: spool.to_owned(),
         source,
@@ -298,7 +298,9 @@ impl Drop for Usage {
     }
 }
 
-fn check(settings: &Settings) -> Result<(), StartFault> {
+/// Refuses settings that cannot be.
+pub fn check(settings: &Settings) -> Result<(), StartFault> {
+    drop(sink_of(settings)?);
     let fault = |field, detail: String| Err(StartFault::Setting { field, detail });
     if settings.partitions < 1 {
         return fault(

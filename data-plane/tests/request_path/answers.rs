@@ -7,7 +7,7 @@ use tollway_proto::usage::{EndState, UsageEvent, UsageSource, log_file_name};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::Dialect;
 
-use crate::node::{MODEL, Node, PARTITIONS, agrees, chunks, header};
+use crate::node::{MODEL, Node, PARTITIONS, SOON, agrees, chunks, header};
 
 #[tokio::test]
 async fn a_whole_answer_is_priced_and_reported_once() {
@@ -329,4 +329,23 @@ async fn a_stopping_node_tells_its_streams_and_reports_them() {
         .collect();
     assert_eq!(lines.lines().count(), 1);
     assert!(lines.contains("\"draining\""), "{lines}");
+}
+
+#[tokio::test]
+async fn a_node_that_is_hurried_ends_its_streams_with_an_error_event_at_once() {
+    let provider = Scripted::start("a");
+    let long = |config: &mut tollway_data::config::Config| {
+        config.drain.grace_ms = 3_600_000;
+        config.drain.max_stream_ms = 3_600_000;
+    };
+    let node = Node::start_with(&[(&provider, "a", Dialect::OpenAi)], long).await;
+    let response = node
+        .ask("[[tw:chunks=1000]] [[tw:delay_ms=20]]", json!({"stream": true}))
+        .await;
+    let text = tokio::spawn(response.text());
+    let stopped = tokio::time::timeout(SOON, node.running.stop_unless(std::future::ready(())));
+    assert!(stopped.await.unwrap(), "everything was delivered");
+    let text = text.await.unwrap().unwrap();
+    let last = chunks(&text).pop().unwrap();
+    assert_eq!(last["error"]["metadata"]["error_type"], "draining", "{text}");
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 pub(crate) use options::Options;
 
@@ -65,13 +66,21 @@ pub(crate) async fn run(options: Options) -> Result<(), Failure> {
         None => (Ok(()), None),
     };
     eprintln!("tollway: stopping; a second Ctrl-C does not wait for running answers");
+    let hurry = CancellationToken::new();
     let stopped = async {
-        planes.stop().await;
+        planes.stop(hurry.cancelled()).await;
         if let Some(demo) = demo {
             demo.stop(DEMO_STOP_MAX).await;
         }
     };
-    stop.or(stopped).await;
+    let mut stopped = std::pin::pin!(stopped);
+    if stop.or(&mut stopped).await.is_none() {
+        eprintln!(
+            "tollway: running answers are ended with an error event; a third Ctrl-C does not wait for that"
+        );
+        hurry.cancel();
+        stop.or(stopped).await;
+    }
     ended
 }
 

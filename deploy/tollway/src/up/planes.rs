@@ -79,9 +79,10 @@ impl Planes {
         })
     }
 
-    /// Stops taking requests, lets answers end, empties the spool, then stops the control plane.
-    pub(crate) async fn stop(self) {
-        self.data.stop().await;
+    /// Stops taking requests, lets answers end (until `hurried` is done: then they are ended with an error event), empties the spool, then
+    /// stops the control plane.
+    pub(crate) async fn stop(self, hurried: impl Future<Output = ()>) {
+        self.data.stop_unless(hurried).await;
         self.control.stop().await;
     }
 }
@@ -186,10 +187,7 @@ async fn node(
 
 /// Log lines of both planes go to the standard error; TOLLWAY_LOG is a filter such as `info` or `tollway_data=debug`.
 pub(crate) fn log() -> Result<(), Failure> {
-    let filter = std::env::var("TOLLWAY_LOG").unwrap_or_else(|_| "warn".into());
-    if let Some(problem) = log_filter_problem(&filter) {
-        return Err(Failure::Usage(format!("TOLLWAY_LOG {problem}")));
-    }
+    let filter = log_filter(std::env::var("TOLLWAY_LOG").ok())?;
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("warn"));
     // A second initialization changes nothing, which is right for tests.
     let _ = tracing_subscriber::fmt()
@@ -200,9 +198,30 @@ pub(crate) fn log() -> Result<(), Failure> {
     Ok(())
 }
 
+/// The filter in force. A variable that is set to nothing is not set.
+fn log_filter(given: Option<String>) -> Result<String, Failure> {
+    let Some(filter) = given.filter(|filter| !filter.trim().is_empty()) else {
+        return Ok("warn".into());
+    };
+    match log_filter_problem(&filter) {
+        Some(problem) => Err(Failure::Usage(format!("TOLLWAY_LOG {problem}"))),
+        None => Ok(filter),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_filter_that_is_set_to_nothing_is_the_default() {
+        let filter = |text: &str| log_filter(Some(text.into())).ok();
+        assert_eq!(filter("").as_deref(), Some("warn"));
+        assert_eq!(filter(" ").as_deref(), Some("warn"));
+        assert_eq!(filter("info").as_deref(), Some("info"));
+        assert_eq!(filter("inof"), None);
+        assert_eq!(log_filter(None).unwrap(), "warn");
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_node_that_was_removed_joins_again_at_the_next_start_and_keeps_its_spool() {
@@ -226,13 +245,13 @@ mod tests {
         };
         let planes = Planes::start(&dir, listen, &mut keys).await.unwrap();
         client(&planes).delete("nodes/local", None).await.unwrap();
-        planes.stop().await;
+        planes.stop(std::future::pending()).await;
         let kept = dir.join(NODE).join("spool/kept");
         std::fs::write(&kept, "kept").unwrap();
 
         let planes = Planes::start(&dir, listen, &mut keys).await.unwrap();
         super::super::arrived(&client(&planes)).await.unwrap();
-        planes.stop().await;
+        planes.stop(std::future::pending()).await;
         assert_eq!(std::fs::read_to_string(kept).unwrap(), "kept");
         std::fs::remove_dir_all(dir).unwrap();
     }
