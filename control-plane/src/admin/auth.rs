@@ -146,7 +146,7 @@ impl Api {
         {
             return Ok(admin);
         }
-        self.cluster.barrier().await?;
+        self.newest().await?;
         self.admin_of(text).ok_or_else(|| {
             Fault::new(
                 ProblemCode::Unauthenticated,
@@ -156,7 +156,7 @@ impl Api {
     }
 
     fn admin_of(&self, text: &str) -> Option<Admin> {
-        admin_of(&self.cluster.state(), &self.root, text)
+        admin_of(&self.state(), &self.root, text)
     }
 }
 

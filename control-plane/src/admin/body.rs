@@ -20,9 +20,9 @@ const LINES: [&str; 3] = ["description", "reason", "request_pem"];
 /// The field that people and programs follow.
 const LINK: &str = "url";
 
-/// Reads a JSON body of at most [`BODY_BYTES_MAX`].
-pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
-    let bytes = read_bounded(headers, body).await?;
+/// Reads a JSON body of at most so many bytes.
+pub(crate) async fn read_body(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
+    let bytes = read_bounded(headers, body, bytes_max).await?;
     if !bytes.is_empty() && !is_json(headers) {
         return Err(Fault::at(
             ProblemCode::UnsupportedMediaType,
@@ -35,25 +35,25 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body) -> Result<Bytes, 
 
 /// Reads a body of at most [`BODY_BYTES_MAX`] that is text.
 pub(crate) async fn read_text(headers: &HeaderMap, body: Body) -> Result<String, Fault> {
-    let bytes = read_bounded(headers, body).await?;
+    let bytes = read_bounded(headers, body, BODY_BYTES_MAX).await?;
     String::from_utf8(bytes.into())
         .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body is not UTF-8"))
 }
 
-async fn read_bounded(headers: &HeaderMap, body: Body) -> Result<Bytes, Fault> {
+async fn read_bounded(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Fault> {
     let too_large = || {
         Fault::new(
             ProblemCode::TooLarge,
-            format!("the body is larger than {BODY_BYTES_MAX} bytes; send less at once"),
+            format!("the body is larger than {bytes_max} bytes; send less at once"),
         )
     };
     let stated = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if stated.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+    if stated.is_some_and(|length| length > bytes_max as u64) {
         return Err(too_large());
     }
-    tokio::time::timeout(BODY_WITHIN, to_bytes(body, BODY_BYTES_MAX))
+    tokio::time::timeout(BODY_WITHIN, to_bytes(body, bytes_max))
         .await
         .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body did not arrive in time"))?
         .map_err(|error| match limit_reached(&error) {
@@ -89,6 +89,29 @@ fn is_json(headers: &HeaderMap) -> bool {
 /// Reads a JSON body, naming the field that is wrong. An empty body is `{}`.
 pub(crate) fn parse_body<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Result<T, Fault> {
     let bytes = if bytes.is_empty() { b"{}".as_slice() } else { bytes };
+    let value: T = parse_frame(bytes)?;
+    let json: Value = serde_json::from_slice(bytes).map_err(|error| body_fault(".", &error, false))?;
+    let read = serde_json::to_value(&value).unwrap_or_default();
+    if let Some(path) = list_for_object(&json, &read, "") {
+        let detail = format!("`{path}` must be a JSON object: `{{…}}`");
+        return Err(Fault::at(ProblemCode::Invalid, path, detail));
+    }
+    // Text is shown on terminals and put into headers.
+    if let Some((path, why)) = unfit(&json, "") {
+        let detail = format!("`{path}` {why}");
+        return Err(Fault::at(ProblemCode::InvalidRequest, path, detail));
+    }
+    Ok(value)
+}
+
+/// Reads a JSON object as it is, naming the field that is wrong, without a look at its texts.
+pub(crate) fn parse_frame<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
+    // A list would be read as the fields in their order, and anything else refused by the name of a type of ours.
+    let starts_with = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+    if starts_with != Some(&b'{') && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok() {
+        let detail = "`body` must be a JSON object: `{…}`";
+        return Err(Fault::at(ProblemCode::InvalidRequest, "body", detail));
+    }
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -97,21 +120,6 @@ pub(crate) fn parse_body<T: DeserializeOwned + Serialize>(bytes: &[u8]) -> Resul
         body_fault(&path, error.inner(), json)
     })?;
     reader.end().map_err(|error| body_fault(".", &error, false))?;
-    // A list would be read as the fields in their order, and text is shown on terminals and put into headers.
-    let json: Value = serde_json::from_slice(bytes).map_err(|error| body_fault(".", &error, false))?;
-    if !json.is_object() {
-        let detail = "`body` must be a JSON object: `{…}`";
-        return Err(Fault::at(ProblemCode::InvalidRequest, "body", detail));
-    }
-    let read = serde_json::to_value(&value).unwrap_or_default();
-    if let Some(path) = list_for_object(&json, &read, "") {
-        let detail = format!("`{path}` must be a JSON object: `{{…}}`");
-        return Err(Fault::at(ProblemCode::Invalid, path, detail));
-    }
-    if let Some((path, why)) = unfit(&json, "") {
-        let detail = format!("`{path}` {why}");
-        return Err(Fault::at(ProblemCode::InvalidRequest, path, detail));
-    }
     Ok(value)
 }
 
@@ -234,6 +242,8 @@ mod tests {
         for (body, field) in [
             ("[]", "body"),
             (r#"["x"]"#, "body"),
+            (" 7", "body"),
+            ("null", "body"),
             (r#"{"name": "a\u0000b"}"#, "name"),
             (r#"{"name": "a\nb"}"#, "name"),
             (r#"{"name": "a\u009bb"}"#, "name"),
@@ -243,6 +253,12 @@ mod tests {
                 (problem.status, problem.field.as_deref()),
                 (400, Some(field)),
                 "{body}"
+            );
+            let is_of_body = field == "body";
+            assert_eq!(
+                problem.detail.contains("must be a JSON object"),
+                is_of_body,
+                "{body}: {problem:?}"
             );
         }
         let nested = serde_json::json!({"a": [{"name": "\u{7}"}], "description": "two\nlines"});

@@ -123,9 +123,8 @@ async fn put_credential(
         return Err(Fault::at(ProblemCode::Invalid, "secret", detail));
     }
     // The seal binds the version, so the newest one must be known; two writers racing for one get a conflict.
-    api.cluster.barrier().await?;
+    api.newest().await?;
     let version = api
-        .cluster
         .state()
         .credentials
         .get(&stored::credential_key(&provider, &id))

@@ -17,10 +17,10 @@ use tollway_shared::seal;
 
 use super::Api;
 use super::auth::Principal;
-use super::body::{parse_body, read_body};
+use super::body::{BODY_BYTES_MAX, parse_body, read_body};
 use super::fault::Fault;
 use super::params::{Params, wrong_param};
-use crate::raft::Proposal;
+use crate::raft::{Proposal, ProposeFault};
 use crate::state::State;
 
 /// Longest `Idempotency-Key`.
@@ -31,6 +31,8 @@ const READ_BACK_WITHIN: Duration = Duration::from_secs(2);
 const REVISION_HEADER: &str = "x-tollway-revision";
 /// The header with the log index that a read saw.
 const APPLIED_HEADER: &str = "x-tollway-applied";
+/// The header that says whether every connected node runs on the revision of an answer: `current` or `behind`.
+const NODES_HEADER: &str = "x-tollway-nodes";
 /// The header that labels a read that may be old.
 const CONSISTENCY_HEADER: &str = "x-tollway-consistency";
 
@@ -129,7 +131,7 @@ impl<T: DeserializeOwned + Serialize> FromRequest<Arc<Api>> for Write<T> {
         let if_revision = params.take_number("if_revision")?.map(Revision);
         params.done()?;
         let key = idempotency_key(&parts.headers)?;
-        let bytes = read_body(&parts.headers, body).await?;
+        let bytes = read_body(&parts.headers, body, BODY_BYTES_MAX).await?;
         let body = parse_body(&bytes)?;
         let idempotency = key.map(|key| Idempotency {
             key,
@@ -190,6 +192,8 @@ pub(crate) struct Answer<T> {
     pub(crate) status: StatusCode,
     revision: Revision,
     applied: Option<u64>,
+    /// Whether every connected node runs on the revision, where that was waited for.
+    at_nodes: Option<bool>,
     stale: bool,
     body: T,
 }
@@ -201,9 +205,16 @@ impl<T> Answer<T> {
             status: StatusCode::OK,
             revision,
             applied: None,
+            at_nodes: None,
             stale: false,
             body,
         }
+    }
+
+    /// Says whether every connected node runs on the revision.
+    pub(crate) fn at_nodes(mut self, at_nodes: bool) -> Self {
+        self.at_nodes = Some(at_nodes);
+        self
     }
 
     /// 201 instead.
@@ -225,6 +236,10 @@ impl<T: Serialize> IntoResponse for Answer<T> {
         headers.insert(REVISION_HEADER, HeaderValue::from(self.revision.0));
         if let Some(applied) = self.applied {
             headers.insert(APPLIED_HEADER, HeaderValue::from(applied));
+        }
+        if let Some(at_nodes) = self.at_nodes {
+            let said = if at_nodes { "current" } else { "behind" };
+            headers.insert(NODES_HEADER, HeaderValue::from_static(said));
         }
         if self.stale {
             headers.insert(CONSISTENCY_HEADER, HeaderValue::from_static("stale"));
@@ -249,16 +264,36 @@ impl Api {
             if_revision: head.if_revision,
             command,
         };
-        match self.cluster.propose(proposal).await? {
+        let outcome = match &self.scratch {
+            None => self.cluster.propose(proposal).await?,
+            Some(scratch) => scratch.propose(proposal),
+        };
+        match outcome {
             Outcome::Done(receipt) => Ok(receipt),
             Outcome::Refused(refusal) => Err(refusal.into()),
         }
     }
 
+    /// The state that this replica shows.
+    pub(crate) fn state(&self) -> Arc<State> {
+        match &self.scratch {
+            None => self.cluster.state(),
+            Some(scratch) => scratch.state(),
+        }
+    }
+
+    /// Waits until [`Api::state`] has every write that was answered before. A dry run has begun with such a state.
+    pub(crate) async fn newest(&self) -> Result<(), ProposeFault> {
+        match &self.scratch {
+            None => self.cluster.barrier().await,
+            Some(_) => Ok(()),
+        }
+    }
+
     /// A state in which a write that was answered with `receipt` is visible, if this replica can have one in time.
     pub(crate) async fn after(&self, receipt: &Receipt) -> Arc<State> {
-        let state = self.cluster.state();
-        if self.cluster.is_leader() && state.revision >= receipt.revision {
+        let state = self.state();
+        if self.scratch.is_some() || self.cluster.is_leader() && state.revision >= receipt.revision {
             return state;
         }
         // The write is done whatever comes of this: an answer from an older state is better than none.

@@ -32,7 +32,7 @@ impl Fault {
         Self::new(ProblemCode::NotFound, format!("{noun} `{id}` does not exist"))
     }
 
-    #[cfg(test)]
+    /// What is wrong, as it is told.
     pub(crate) fn problem(self) -> Problem {
         *self.0
     }

@@ -21,7 +21,7 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::auth::PEPPER_VERSION;
-use super::body::{parse_body, read_body};
+use super::body::{BODY_BYTES_MAX, parse_body, read_body};
 use super::exchange::{Answer, Head};
 use super::fault::Fault;
 use crate::clock;
@@ -43,7 +43,7 @@ impl FromRequest<Arc<Api>> for Asked {
 
     async fn from_request(request: Request, _api: &Arc<Api>) -> Result<Self, Fault> {
         let (parts, body) = request.into_parts();
-        let bytes = read_body(&parts.headers, body).await?;
+        let bytes = read_body(&parts.headers, body, BODY_BYTES_MAX).await?;
         Ok(Self {
             body: parse_body(&bytes)?,
             request: seal::sha256(&bytes),

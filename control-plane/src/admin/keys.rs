@@ -1,6 +1,7 @@
 //! API keys: made, rotated, revoked. A key's text is in one answer and nowhere else.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State as Shared};
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use tollway_proto::admin::Page;
 use tollway_proto::admin::tenant::{Key, KeyCreate, KeyCreated, KeyMark, KeyRotate};
 use tollway_proto::admin::text::SecretText;
 use tollway_proto::command::{Command, Receipt};
-use tollway_shared::ids::{ApiKeyId, ProjectId};
+use tollway_shared::ids::{ApiKeyId, ProjectId, Revision};
 use tollway_shared::key_text::{self, KeyKind};
 use tollway_shared::seal;
 use tollway_shared::tenant::ApiKey;
@@ -21,6 +22,11 @@ use super::fault::Fault;
 use super::noun::{self, an_id, shown};
 use super::{Api, Nothing};
 use crate::clock;
+
+/// How long the answer with a new key waits for the nodes.
+const AT_NODES_WITHIN: Duration = Duration::from_secs(1);
+/// Between two looks at the nodes.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 struct Keys;
 
@@ -52,7 +58,8 @@ async fn get_key(
     noun::get::<Keys>(&api, &id, read).await
 }
 
-/// Makes an API key. The answer is the only time it is shown; a retry with the same `Idempotency-Key` gets the same one.
+/// Makes an API key. The answer is the only time it is shown; a retry with the same `Idempotency-Key` gets the same one. It comes once every
+/// connected node knows the key (`x-tollway-nodes: current`), or after a second (`behind`).
 #[utoipa::path(post, path = "/keys", tag = "keys", request_body = KeyCreate,
     responses((status = 201, body = KeyCreated)), security(("admin_key" = ["owner", "admin"])))]
 async fn create_key(
@@ -148,7 +155,7 @@ impl Api {
         (text.expose().clone(), mark)
     }
 
-    /// The answer that shows a key, with its record as it is stored. `proposed` stands in when this replica does not see it yet.
+    /// The answer that shows a key, with its record as it is stored, once the nodes know it. `proposed` stands in when this replica does not see it yet.
     async fn shown(&self, made: Made, proposed: ApiKey, receipt: &Receipt) -> Answer<KeyCreated> {
         let id = ApiKeyId::trusted(made.id);
         let state = self.after(receipt).await;
@@ -160,7 +167,26 @@ impl Api {
             key: SecretText::new(made.key),
             record,
         };
-        Answer::of(receipt.revision, body).created()
+        let at_nodes = self.at_nodes(receipt.revision).await;
+        Answer::of(receipt.revision, body).created().at_nodes(at_nodes)
+    }
+
+    /// Waits until every connected node runs on a revision, for at most [`AT_NODES_WITHIN`]: whoever was shown a key uses it at once.
+    /// The write is done whatever comes of this. Returns whether they all do.
+    async fn at_nodes(&self, revision: Revision) -> bool {
+        let arrived = async {
+            loop {
+                let view = self.fleet.view().await;
+                if view.connections.iter().all(|node| node.revision >= revision.0) {
+                    // Whose nodes are not known is not waited for: they may be connected elsewhere by now.
+                    return view.unanswered.is_empty();
+                }
+                tokio::time::sleep(LOOK_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(AT_NODES_WITHIN, arrived)
+            .await
+            .unwrap_or(false)
     }
 }
 

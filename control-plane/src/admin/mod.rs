@@ -10,6 +10,7 @@
 //! | `exchange` | what every handler does: idempotency, reads, proposals, answers |
 //! | `noun` | the nouns that are made, replaced, read and removed alike |
 //! | `catalog`, `tenant`, `budget`, `account`, `payments`, `keys`, `admins`, `join_tokens`, `member`, `incarnations`, `join`, `usage`, `reports`, `audit` | the routes |
+//! | `dry_run` | writes that are only tried |
 //! | `ops` | health, metrics, the OpenAPI document |
 //! | `openapi` | the document |
 //! | `fault` | refusals |
@@ -21,6 +22,7 @@ mod auth;
 mod body;
 mod budget;
 mod catalog;
+mod dry_run;
 mod exchange;
 mod fault;
 mod fleet;
@@ -59,6 +61,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
 use self::auth::AccessTable;
+use self::dry_run::Scratch;
 use self::fault::Fault;
 use crate::billing::Billing;
 use crate::identity::authority::certificate_hash;
@@ -81,8 +84,12 @@ pub struct Api {
     pub(crate) fleet: Arc<dyn Fleet>,
     pub(crate) billing: Billing,
     pub(crate) stopping: CancellationToken,
-    access: AccessTable,
+    access: Arc<AccessTable>,
     document: Bytes,
+    /// The routes of the API once more, for writes that are only tried.
+    routes: Router<Arc<Api>>,
+    /// Where writes are only tried.
+    scratch: Option<Scratch>,
 }
 
 /// A body that says nothing.
@@ -106,7 +113,8 @@ fn collected() -> (Router<Arc<Api>>, Value) {
         .merge(join::routes())
         .merge(usage::routes())
         .merge(reports::routes())
-        .merge(audit::routes());
+        .merge(audit::routes())
+        .merge(dry_run::routes());
     let mut all: OpenApiRouter<Arc<Api>> = OpenApiRouter::new().nest("/admin/v1", api);
     let components = all.get_openapi_mut().components.get_or_insert_default();
     let mut schemas = vec![(
@@ -139,8 +147,10 @@ pub fn router(
         fleet,
         billing,
         stopping,
-        access: AccessTable::of_document(&document, &ops::OPEN),
+        access: Arc::new(AccessTable::of_document(&document, &ops::OPEN)),
         document: published.into(),
+        routes: routes.clone(),
+        scratch: None,
     });
     guarded(routes.merge(ops::routes()), api)
 }
@@ -220,6 +230,21 @@ pub(crate) fn entropy() -> [u8; 32] {
 }
 
 impl Api {
+    /// The same API, whose writes are only tried.
+    fn on(&self, scratch: Scratch) -> Self {
+        Self {
+            cluster: self.cluster.clone(),
+            root: self.root.clone(),
+            fleet: self.fleet.clone(),
+            billing: self.billing.clone(),
+            stopping: self.stopping.clone(),
+            access: self.access.clone(),
+            document: self.document.clone(),
+            routes: self.routes.clone(),
+            scratch: Some(scratch),
+        }
+    }
+
     /// SHA-256 of the authority's certificate, in hex: what a join token pins.
     fn authority_hash(&self) -> Result<String, Fault> {
         let state = self.cluster.state();

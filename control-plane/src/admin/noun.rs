@@ -74,7 +74,7 @@ pub(crate) async fn put<N: Replaced>(
 ) -> Result<Answer<N::View>, Fault> {
     let id: N::Id = path_id("id", id)?;
     let now = clock::now();
-    let stored = N::stored(write.body, id, &api.cluster.state(), now)?;
+    let stored = N::stored(write.body, id, &api.state(), now)?;
     let receipt = api.write(write.head, N::put(stored.clone())).await?;
     let kept = Kept {
         value: stored,

@@ -17,7 +17,7 @@ use utoipa_axum::routes;
 
 use super::Api;
 use super::account::{REFERENCE_BYTES_MAX, within};
-use super::body::{parse_body, read_body};
+use super::body::{BODY_BYTES_MAX, parse_body, read_body};
 use super::exchange::{Answer, Head, Write};
 use super::fault::Fault;
 use crate::clock;
@@ -59,7 +59,7 @@ async fn take_payment(
     request: Request,
 ) -> Result<Answer<PaymentTaken>, Fault> {
     let (parts, body) = request.into_parts();
-    let body = read_body(&parts.headers, body).await?;
+    let body = read_body(&parts.headers, body, BODY_BYTES_MAX).await?;
     let id = api.believed(&parts.headers, &body)?;
     let event: PaymentEvent = parse_body(&body)?;
     let is_refund = match event.kind.as_str() {

@@ -1,10 +1,10 @@
 //! Declared documents against the cluster: what differs, and making it so. Nothing that no document names is touched.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::client::{Client, segment};
 use crate::documents::Document;
-use crate::exit::Failure;
+use crate::exit::{Failure, Problem};
 use crate::{nouns, output};
 
 /// What there is to do for one document.
@@ -79,19 +79,65 @@ pub(crate) async fn compare(client: &Client, document: &Document) -> Result<Chan
     })
 }
 
+/// The write that makes one document so.
+struct Write {
+    /// A new price version is posted; all else is put.
+    posts: bool,
+    path: String,
+    body: Value,
+}
+
+fn write(document: &Document) -> Result<Write, Failure> {
+    let mut fields = document.fields.clone();
+    let posts = document.noun.kind == "price";
+    let path = if posts {
+        document.noun.plural.to_owned()
+    } else {
+        path(document)?
+    };
+    if document.noun.kind == "credential" {
+        fields.remove("provider"); // it is in the path
+    }
+    let body = Value::Object(fields);
+    Ok(Write { posts, path, body })
+}
+
 /// Makes one document so.
 pub(crate) async fn make(client: &Client, document: &Document) -> Result<Value, Failure> {
-    let mut body = Value::Object(document.fields.clone());
-    let written = if document.noun.kind == "price" {
-        client.post(document.noun.plural, &body).await
-    } else {
-        let path = path(document)?;
-        if let (true, Some(fields)) = (document.noun.kind == "credential", body.as_object_mut()) {
-            fields.remove("provider"); // it is in the path
-        }
-        client.put(&path, &body, None).await
+    let Write { posts, path, body } = write(document)?;
+    let written = match posts {
+        true => client.post(&path, &body).await,
+        false => client.put(&path, &body, None).await,
     };
     written.map_err(|failure| placed(failure, document))
+}
+
+/// Asks the server what it would refuse if these documents were made so, in this order: the first refusal, with the place of its
+/// document in front.
+pub(crate) async fn refusal(client: &Client, documents: &[&Document]) -> Result<Option<Failure>, Failure> {
+    if documents.is_empty() {
+        return Ok(None);
+    }
+    let tried = |document: &&Document| {
+        let Write { posts, path, body } = write(document)?;
+        let method = if posts { "POST" } else { "PUT" };
+        Ok(json!({"method": method, "path": path, "body": body}))
+    };
+    let writes = documents.iter().map(tried).collect::<Result<Vec<_>, Failure>>()?;
+    let mut answer = client.post("dry-run", &json!({ "writes": writes })).await?;
+    // Those after it may be refused for its sake alone.
+    let Some(mut first) = answer["refusals"].get_mut(0).map(Value::take) else {
+        return Ok(None);
+    };
+    let index = first["write"]
+        .as_u64()
+        .and_then(|index| usize::try_from(index).ok());
+    let problem: Problem = serde_json::from_value(first["problem"].take()).unwrap_or_default();
+    let failure = Failure::Refused(problem);
+    Ok(Some(match index.and_then(|index| documents.get(index)) {
+        Some(document) => placed(failure, document),
+        None => failure,
+    }))
 }
 
 /// A refusal with the place of the document in front.
@@ -198,13 +244,12 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
+    use super::*;
+    use crate::client::Target;
+    use crate::declared;
     use axum::body::Bytes;
     use axum::http::{Method, StatusCode, Uri};
     use axum::response::{IntoResponse as _, Response};
-    use serde_json::json;
-
-    use super::*;
-    use crate::client::Target;
 
     /// A keeper of JSON by path that speaks as much of the admin API as documents need.
     #[derive(Clone, Default)]
@@ -235,6 +280,16 @@ mod tests {
                 };
             }
             let mut body: Value = serde_json::from_slice(body).unwrap();
+            if path == "dry-run" {
+                let writes = body["writes"].as_array().unwrap();
+                let is_wrong = |write: &Value| write["body"]["context_tokens"] == json!(0);
+                let refused = writes.iter().enumerate().filter(|(_, write)| is_wrong(write));
+                let problem = json!({"detail": "must be above 0", "field": "context_tokens", "code": "invalid", "status": 422});
+                let refusals: Vec<_> = refused
+                    .map(|(index, _)| json!({"write": index, "problem": problem}))
+                    .collect();
+                return axum::Json(json!({"refusals": refusals, "revision": 1})).into_response();
+            }
             if body.get("context_tokens") == Some(&json!(0)) {
                 let problem =
                     json!({"detail": "must be above 0", "field": "context_tokens", "code": "invalid"});
@@ -337,6 +392,48 @@ mod tests {
         let price = crate::documents::parse(price, "f").unwrap().remove(0);
         let line = Change::Create.describe(&price);
         assert_eq!(line, "+ price of p/a/b", "a line names what it is about");
+    }
+
+    #[tokio::test]
+    async fn what_the_server_would_refuse_is_neither_approved_nor_half_written() {
+        let store = Store::default();
+        let client = store.serve().await;
+        let text = r#"[{"kind":"model","id":"a/a","context_tokens":5},{"kind":"model","id":"a/b","context_tokens":0},
+            {"kind":"price","endpoint":"p/a/b","prices":{"input":"1","output":"2"}}]"#;
+        let documents = crate::documents::parse(text, "f").unwrap();
+        let format = crate::output::Format::Json;
+        for dry_run in [true, false] {
+            let failure = declared::apply(&client, &documents, format, dry_run)
+                .await
+                .unwrap_err();
+            assert_eq!(failure.code(), 1, "{failure}");
+            let text = failure.to_string();
+            assert!(
+                text.contains("context_tokens") && text.contains("model a/b (f, resource 2)"),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            declared::diff(&client, &documents, format)
+                .await
+                .unwrap_err()
+                .code(),
+            1
+        );
+        assert!(store.writes().is_empty());
+        let sound = crate::documents::parse(&text.replace(":0", ":7"), "f").unwrap();
+        assert_eq!(
+            declared::diff(&client, &sound, format).await.unwrap_err().code(),
+            7
+        );
+        declared::apply(&client, &sound, format, true).await.unwrap();
+        assert!(store.writes().is_empty());
+        declared::apply(&client, &sound, format, false).await.unwrap();
+        assert_eq!(
+            store.writes(),
+            ["PUT models/a%2Fa", "PUT models/a%2Fb", "POST prices"]
+        );
+        declared::diff(&client, &sound, format).await.unwrap();
     }
 
     fn differing(wanted: Value, there: Value) -> Vec<String> {

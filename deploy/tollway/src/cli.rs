@@ -71,7 +71,7 @@ pub(crate) enum Command {
     },
     /// Show resources: one by its id, or all of a noun
     Get {
-        /// provider, credential, model, endpoint, price, organization, team, project, budget, notice, key, admin, node
+        /// provider, credential, model, endpoint, price, organization, team, project, budget, notice, key, admin, node, incarnation
         noun: String,
         /// Only this one; a credential is named PROVIDER/ID, and all of a provider's PROVIDER/
         id: Option<String>,
@@ -98,6 +98,9 @@ pub(crate) enum Command {
     /// Retirement notices
     #[command(subcommand)]
     Notice(Notice),
+    /// Lives of nodes, and what is done about one that is gone for good
+    #[command(subcommand)]
+    Incarnation(Incarnation),
     /// Members of the cluster
     #[command(subcommand)]
     Cluster(Cluster),
@@ -318,6 +321,27 @@ pub(crate) enum Notice {
     },
     /// Show notices
     List,
+}
+
+/// `tollway incarnation …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Incarnation {
+    /// Show lives of nodes that hold leases of budgets, or held them until lately
+    List {
+        /// Only those of this node
+        #[arg(long)]
+        node: Option<String>,
+    },
+    /// Declare one dead that may be cut off: it gets nothing any more, and what it has out stays charged
+    Fence {
+        /// Its id
+        id: String,
+    },
+    /// Free what a fenced one has out, on your word that it spends nothing more than it reported
+    Release {
+        /// Its id
+        id: String,
+    },
 }
 
 /// `tollway cluster …`.

@@ -4,6 +4,7 @@
 //! `[[resources]]` in TOML, in a list or under `resources` in JSON. The server judges the fields; this file only
 //! the frame.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -50,9 +51,43 @@ pub(crate) fn read(files: &[std::path::PathBuf]) -> Result<Vec<Document>, Failur
     if documents.is_empty() {
         return Err(Failure::Usage("the documents describe no resource".into()));
     }
+    refuse_twice(&documents)?;
     let place = |document: &Document| NOUNS.iter().position(|noun| noun == document.noun);
     documents.sort_by_key(place); // stable: the order in the files decides within a kind
     Ok(documents)
+}
+
+/// Refuses two descriptions of one resource: which of them holds would be a matter of order.
+fn refuse_twice(documents: &[Document]) -> Result<(), Failure> {
+    let mut seen: BTreeMap<Vec<&str>, &Document> = BTreeMap::new();
+    for document in documents {
+        let field = |name: &str| {
+            document
+                .fields
+                .get(name)
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+        };
+        let key = match document.noun.kind {
+            "credential" => vec![
+                "credential",
+                field("provider"),
+                document.id.as_deref().unwrap_or_default(),
+            ],
+            // A version of an endpoint's price is known by when it begins.
+            "price" => vec!["price", field("endpoint"), field("effective_from")],
+            kind => vec![kind, document.id.as_deref().unwrap_or_default()],
+        };
+        if let Some(first) = seen.insert(key, document) {
+            return Err(Failure::Usage(format!(
+                "{}: {} is described twice, first in {}",
+                document.source,
+                document.title(),
+                first.source
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn contents(file: &Path) -> std::io::Result<String> {
@@ -207,6 +242,35 @@ mod tests {
         assert!(fault("kind = ").contains("line 1"));
         assert!(fault("{\"kind\": ").contains("line 1"));
         assert!(fault("[{\"kind\":\"key\",\"id\":\"x\"}]").contains("documents describe"));
+    }
+
+    #[test]
+    fn a_resource_that_is_described_twice_is_refused_with_both_places() {
+        let twice = |text: &str| {
+            refuse_twice(&parse(text, "f").unwrap())
+                .err()
+                .map(|failure| failure.to_string())
+        };
+        let models =
+            r#"[{"kind":"model","id":"a/b"},{"kind":"team","id":"a/b"},{"kind":"model","id":"a/b"}]"#;
+        assert_eq!(
+            twice(models).unwrap(),
+            "f, resource 3: model a/b is described twice, first in f, resource 1"
+        );
+        let price = r#"{"kind":"price","endpoint":"p/a/b","prices":{}}"#;
+        assert!(
+            twice(&format!("[{price},{price}]"))
+                .unwrap()
+                .contains("price of p/a/b is described twice")
+        );
+        let later =
+            r#"{"kind":"price","endpoint":"p/a/b","effective_from":"2027-01-01T00:00:00Z","prices":{}}"#;
+        assert_eq!(twice(&format!("[{price},{later}]")), None);
+        let credential = |provider: &str| {
+            format!(r#"{{"kind":"credential","id":"c","provider":"{provider}","secret":"s"}}"#)
+        };
+        assert_eq!(twice(&format!("[{},{}]", credential("p"), credential("q"))), None);
+        assert!(twice(&format!("[{},{}]", credential("p"), credential("p"))).is_some());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`operate`], [`account`] | the operator's commands |
-//! | [`documents`], [`apply`] | declared resources, compared and made so |
+//! | [`documents`], [`apply`], [`declared`] | declared resources: read, compared and made so, and the commands for it |
 //! | [`client`], [`nouns`] | the admin API over HTTP, and its nouns |
 //! | [`output`], [`exit`] | tables and JSON; exit codes |
 //! | [`up`] | both planes in one process, providers found, first request sent |
@@ -14,6 +14,7 @@ mod account;
 mod apply;
 mod cli;
 mod client;
+mod declared;
 mod demo;
 mod documents;
 mod exit;

@@ -3,14 +3,12 @@
 use serde_json::{Value, json};
 
 use crate::account;
-use crate::apply::{self, Change};
-use crate::cli::{Audit, Budget, Cluster, Command, Global, Key, Notice, Usage};
+use crate::cli::{Audit, Budget, Cluster, Command, Global, Incarnation, Key, Notice, Usage};
 use crate::client::{Client, Target, segment};
-use crate::documents;
 use crate::exit::Failure;
 use crate::nouns::{self, Noun};
 use crate::output::{Format, render, rows, say};
-use crate::reports;
+use crate::{declared, documents, reports};
 
 /// Columns of usage: the dimensions, of which those not asked for are absent, then the sums.
 const USAGE_COLUMNS: &[&str] = &[
@@ -39,23 +37,9 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
     match command {
         Command::Apply { files, dry_run } => {
             let documents = documents::read(&files.file)?;
-            let changes = walk(&client, &documents, format, !dry_run).await?;
-            print_changes(format, &changes, !dry_run);
-            Ok(())
+            declared::apply(&client, &documents, format, dry_run).await
         }
-        Command::Diff { files } => {
-            let documents = documents::read(&files.file)?;
-            let changes = walk(&client, &documents, format, false).await?;
-            print_changes(format, &changes, false);
-            match changes
-                .iter()
-                .filter(|(_, change)| change.is_difference())
-                .count()
-            {
-                0 => Ok(()),
-                differing => Err(Failure::Differs(differing)),
-            }
-        }
+        Command::Diff { files } => declared::diff(&client, &documents::read(&files.file)?, format).await,
         Command::Get { noun, id } => {
             let noun = noun_of(&noun)?;
             let answer = match &id {
@@ -83,6 +67,7 @@ pub(crate) async fn run(global: &Global, command: Command) -> Result<(), Failure
         Command::Budget(command) => budget(&client, format, command).await,
         Command::Account(command) => account::run(&client, format, command).await,
         Command::Notice(command) => notice(&client, format, command).await,
+        Command::Incarnation(command) => incarnation(&client, format, command).await,
         Command::Cluster(command) => cluster(&client, format, command).await,
         Command::Usage(mut command) => match command.report.take() {
             Some(report) => reports::run(&client, format, report).await,
@@ -126,66 +111,6 @@ pub(crate) fn done(format: Format, answer: &Value, text: &str) {
         (Format::Table, Some(revision)) => say!("{text} at revision {revision}"),
         (Format::Table, None) => say!("{text}"),
     }
-}
-
-/// Compares every document and, if `write`, makes what differs. In the table form each line comes as it is done, so a
-/// failure in the middle shows how far it got.
-async fn walk<'a>(
-    client: &Client,
-    documents: &'a [documents::Document],
-    format: Format,
-    write: bool,
-) -> Result<Vec<(&'a documents::Document, Change)>, Failure> {
-    let mut changes = Vec::with_capacity(documents.len());
-    for document in documents {
-        let change = apply::compare(client, document).await?;
-        if write && change != Change::Same {
-            apply::make(client, document).await?;
-        }
-        if format == Format::Table {
-            say!("{}", change.describe(document));
-        }
-        changes.push((document, change));
-    }
-    Ok(changes)
-}
-
-fn print_changes(format: Format, changes: &[(&documents::Document, Change)], written: bool) {
-    let count = |wanted: fn(&Change) -> bool| changes.iter().filter(|(_, change)| wanted(change)).count();
-    let created = count(|change| *change == Change::Create);
-    let same = count(|change| *change == Change::Same);
-    let secret = count(|change| *change == Change::Rewrite);
-    let changed = changes.len() - created - same - secret;
-    if format == Format::Table {
-        let [create, change, unread] = if written {
-            ["created", "changed", "written again"]
-        } else {
-            ["to create", "to change", "with a secret that cannot be compared"]
-        };
-        let secrets = match secret {
-            0 => String::new(),
-            secret => format!(", {secret} {unread}"),
-        };
-        say!("{created} {create}, {changed} {change}, {same} as described{secrets}");
-        return;
-    }
-    let row = |(document, change): &(&documents::Document, Change)| {
-        let (action, fields) = match change {
-            Change::Same => ("same", Vec::new()),
-            Change::Create => ("create", Vec::new()),
-            Change::Rewrite => ("rewrite", Vec::new()),
-            Change::Update(fields) => (
-                "update",
-                fields
-                    .iter()
-                    .map(|(name, there, wanted)| json!({"field": name, "there": there, "wanted": wanted}))
-                    .collect(),
-            ),
-        };
-        json!({"kind": document.noun.kind, "id": document.id, "action": action, "fields": fields})
-    };
-    let rows: Vec<Value> = changes.iter().map(row).collect();
-    print(format, &json!({ "resources": rows }), &[]);
 }
 
 async fn key(client: &Client, format: Format, command: Key) -> Result<(), Failure> {
@@ -320,6 +245,24 @@ async fn notice(client: &Client, format: Format, command: Notice) -> Result<(), 
             );
         }
     }
+    Ok(())
+}
+
+async fn incarnation(client: &Client, format: Format, command: Incarnation) -> Result<(), Failure> {
+    let (id, verb, told) = match command {
+        Incarnation::List { node } => {
+            let mut query = Query::default();
+            query.add("node", node);
+            let columns = noun_of("incarnation")?.columns;
+            print(format, &client.pages(&query.path("incarnations")).await?, columns);
+            return Ok(());
+        }
+        Incarnation::Fence { id } => (id, "fence", "fenced"),
+        Incarnation::Release { id } => (id, "release", "released"),
+    };
+    let path = format!("incarnations/{}/{verb}", segment(&id));
+    let answer = client.post(&path, &json!({})).await?;
+    done(format, &answer, &format!("{told} incarnation {id}"));
     Ok(())
 }
 

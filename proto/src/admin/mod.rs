@@ -13,6 +13,7 @@
 //! | [`cluster`] | admins, join tokens, nodes, replicas, audit records |
 //! | [`usage`] | sums of usage |
 //! | [`report`] | invoices and other reports on usage |
+//! | [`dry_run`] | writes that are only tried |
 //! | [`problem`] | refusals |
 //! | [`text`] | values that travel as text |
 
@@ -20,6 +21,7 @@ pub mod account;
 pub mod budget;
 pub mod catalog;
 pub mod cluster;
+pub mod dry_run;
 pub mod incarnation;
 pub mod problem;
 pub mod report;

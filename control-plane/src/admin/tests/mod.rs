@@ -1,7 +1,9 @@
 //! The API over real HTTP exchanges against a replica of its own on disk: the world that the tests beside this file share.
 
 mod access;
+mod arrival;
 mod credits;
+mod dry_run;
 mod lag;
 mod nouns;
 mod refusals;
@@ -22,7 +24,7 @@ use tollway_shared::seal::Key;
 use tonic::transport::{Channel, Endpoint};
 use tower::ServiceExt;
 
-use super::{BODY_BYTES_MAX, NoFleet, auth, collected, new_admin, openapi};
+use super::{BODY_BYTES_MAX, Fleet, NoFleet, auth, collected, new_admin, openapi};
 use crate::billing::{Billing, Place};
 use crate::clock;
 use crate::identity::Authority;
@@ -88,6 +90,10 @@ impl Reply {
 
 impl World {
     async fn start() -> Self {
+        Self::with(Arc::new(NoFleet)).await
+    }
+
+    async fn with(fleet: Arc<dyn Fleet>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let id = ClusterId::trusted("c-test");
         let config = RaftConfig {
@@ -117,13 +123,7 @@ impl World {
         assert!(matches!(made, Outcome::Done(_)), "{made:?}");
         let store = dir.path().join("billing.sqlite");
         let (billing, _) = Billing::new(Place::File(store.clone()));
-        let router = super::router(
-            cluster.clone(),
-            root,
-            Arc::new(NoFleet),
-            billing,
-            CancellationToken::new(),
-        );
+        let router = super::router(cluster.clone(), root, fleet, billing, CancellationToken::new());
         Self {
             router,
             cluster,
