@@ -203,7 +203,12 @@ async fn nothing_is_lost_or_billed_twice_whoever_dies() -> Result<()> {
     Ok(())
 }
 
-async fn kill_and_restart(world: &mut World, replica: usize, role: &str, begun: Instant) -> Result<()> {
+pub(crate) async fn kill_and_restart(
+    world: &mut World,
+    replica: usize,
+    role: &str,
+    begun: Instant,
+) -> Result<()> {
     println!("{:?}: {role} (replica {}) killed", begun.elapsed(), replica + 1);
     let died = Instant::now();
     world.cluster.replicas[replica].kill();

@@ -3,6 +3,7 @@
 //! The tests share one machine, so they take turns.
 
 mod accounting;
+mod books;
 mod budget;
 mod chaos;
 mod cold_start;

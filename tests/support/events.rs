@@ -35,6 +35,15 @@ pub struct Recorded {
 /// Reads everything that is in the topic now, and checks each record against the published schema. Blocks: call it from
 /// `spawn_blocking`.
 pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
+    read(bootstrap, topic, |_| true)
+}
+
+/// The same for the records of one organization. Others are passed over unread.
+pub fn read_of(bootstrap: &str, topic: &str, organization: &str) -> Result<Vec<Recorded>> {
+    read(bootstrap, topic, |key| key == organization.as_bytes())
+}
+
+fn read(bootstrap: &str, topic: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<Recorded>> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", bootstrap)
         .set("group.id", crate::unique("oracle"))
@@ -70,6 +79,15 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
             continue;
         };
         let message = message?;
+        if left
+            .get(&message.partition())
+            .is_some_and(|high| message.offset() + 1 >= *high)
+        {
+            left.remove(&message.partition());
+        }
+        if !wanted(message.key().unwrap_or_default()) {
+            continue;
+        }
         let bytes = message.payload().context("a usage record has a value")?.to_vec();
         let written = serde_json::from_slice(&bytes).context("a usage record is JSON")?;
         if let Err(wrong) = schema.validate(&written) {
@@ -89,12 +107,6 @@ pub fn read_all(bootstrap: &str, topic: &str) -> Result<Vec<Recorded>> {
             event: serde_json::from_value(written).context("a usage record is a usage event")?,
             bytes,
         });
-        if left
-            .get(&message.partition())
-            .is_some_and(|high| message.offset() + 1 >= *high)
-        {
-            left.remove(&message.partition());
-        }
     }
     Ok(records)
 }

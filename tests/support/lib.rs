@@ -6,6 +6,7 @@ pub mod cluster;
 mod config;
 pub mod events;
 pub mod kafka;
+pub mod postgres;
 pub mod process;
 pub mod traffic;
 pub mod wait;
