@@ -152,6 +152,7 @@ impl World {
                 .admin
                 .get("usage?group_by=organization,key,model,day&limit=1000")
                 .await?;
+            ensure!(answer["source"] == "billing", "from {}", answer["source"]);
             let mut found = BTreeMap::new();
             for row in answer["data"].as_array().context("rows")? {
                 let text = |name: &str| {
@@ -174,6 +175,12 @@ impl World {
             Ok::<_, anyhow::Error>(())
         })
         .await;
+        // That was the billing store; this compares all of it with the sums that budgets go by.
+        let compared = self.cluster.admin.get("usage/reconciliation").await?;
+        ensure!(
+            compared["differing"] == 0 && compared["cells"].as_u64() >= Some(expected.len() as u64),
+            "{compared:#}"
+        );
         expected
             .values()
             .try_fold(NanoUsd::ZERO, |sum, cell| sum.plus(cell.2))

@@ -77,7 +77,7 @@ async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
         ..ledger::Settings::default()
     });
     let stop = CancellationToken::new();
-    let counting = tokio::spawn(ledger::run(source.unwrap(), log.clone(), stop.clone()));
+    let counting = tokio::spawn(ledger::run(source.unwrap(), log.clone(), None, stop.clone()));
 
     let spool = tempfile::tempdir().unwrap();
     let settings = usage::Settings {

@@ -130,7 +130,7 @@ fn collected() -> (Router<Arc<Api>>, Value) {
 /// The whole admin listener: the API, health, metrics.
 ///
 /// - `root`: the cluster's sealing key.
-/// - `billing`: usage in detail, for reports.
+/// - `billing`: this replica's billing store.
 /// - `stopping`: cancelled when the replica begins to stop; `/readyz` says so from then on.
 pub fn router(
     cluster: Cluster,

@@ -88,7 +88,7 @@ pub(crate) fn wrong_param(name: &str, why: impl std::fmt::Display) -> Fault {
 }
 
 /// The page of a list that is asked for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Window {
     /// Most rows.
     pub(crate) limit: usize,

@@ -99,9 +99,9 @@ columns! {
         /// What the cached tokens would have cost at the full price of a prompt, less what they cost. Below zero where writing to the
         /// cache cost more than reading from it saved.
         CacheSavings = "cache_savings",
-        /// Markups less discounts.
+        /// Markups less discounts: what lies between the list price and what is owed, of requests that owe something.
         Adjustment = "adjustment",
-        /// What the tenants owe.
+        /// What the tenants owe; nothing for requests by own credentials and for free models.
         Billed = "billed",
     }
 }

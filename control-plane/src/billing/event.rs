@@ -8,10 +8,11 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tollway_proto::usage::{EndState, UnixMillisText, UsageSource};
+use tollway_shared::bill::{self, Adjustment, Basis, Bill};
 use tollway_shared::catalog::Dialect;
 use tollway_shared::cost::{self, Charge, Prices};
 use tollway_shared::ids::{Revision, WriterId};
-use tollway_shared::money::MoneyFault;
+use tollway_shared::money::{MoneyFault, NanoUsd};
 use tollway_shared::tokens::TokenCounts;
 
 use crate::ledger::rollup::Record;
@@ -130,6 +131,10 @@ pub struct Event<'a> {
     pub price_version: Str<'a>,
     pub prices: Prices,
     pub charge: Charge,
+    pub byok: bool,
+    pub free: bool,
+    pub adjustment: Adjustment,
+    pub billed: NanoUsd,
     #[serde(borrow)]
     pub attempts: &'a RawValue,
 }
@@ -154,6 +159,16 @@ impl<'a> Event<'a> {
             UsageSource::None => Ok(Charge::default()),
             UsageSource::Provider | UsageSource::Estimated => cost::charge(&self.tokens, &self.prices),
         }
+    }
+
+    /// What is owed for that: see [`UsageEvent::bill`](tollway_proto::usage::UsageEvent::bill).
+    pub fn bill(&self, charge: &Charge) -> Result<Bill, MoneyFault> {
+        let basis = Basis {
+            bps: self.adjustment.bps,
+            byok: self.byok,
+            free: self.free,
+        };
+        bill::bill(charge.total, basis)
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use ring::digest::{SHA256, digest};
 use tollway_proto::usage::{EndState, UsageSource};
+use tollway_shared::bill::{self, Bill};
 use tollway_shared::ids::WriterId;
 use tollway_shared::money::MoneyFault;
 use tollway_shared::time::UnixMillis;
@@ -163,7 +164,13 @@ fn sums(event: &Event<'_>) -> Result<(Sums, bool), String> {
     if let Some((field, fault)) = event.prices.inadmissible() {
         return Err(format!("`prices.{field}` {fault}"));
     }
+    if !bill::admissible(event.adjustment.bps) {
+        return Err("`adjustment.bps` is out of its range".to_owned());
+    }
     let charge = event.due().map_err(|fault| format!("the charge {fault}"))?;
+    let bill = event.bill(&charge).map_err(|fault| format!("the bill {fault}"))?;
+    let owes_nothing = event.byok || event.free;
+    let adjustment = if owes_nothing { 0 } else { bill.adjustment.amount.0 };
     let savings = savings(event, &charge).map_err(|fault| format!("what the cache saved {fault}"))?;
     let mut sums = Sums::default();
     let count = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
@@ -194,12 +201,16 @@ fn sums(event: &Event<'_>) -> Result<(Sums, bool), String> {
         (Sum::ChargeRequest, charge.request.0),
         (Sum::Charge, charge.total.0),
         (Sum::CacheSavings, savings),
-        (Sum::Adjustment, 0),
-        (Sum::Billed, charge.total.0),
+        (Sum::Adjustment, adjustment),
+        (Sum::Billed, bill.billed.0),
     ] {
         sums.add(sum, more);
     }
-    Ok((sums, charge == event.charge))
+    let said = Bill {
+        adjustment: event.adjustment,
+        billed: event.billed,
+    };
+    Ok((sums, charge == event.charge && bill == said))
 }
 
 /// What the cached tokens would have cost at the full price of a prompt, less what they cost.
@@ -227,6 +238,7 @@ fn value<'a>(event: &'a Event<'_>, dimension: Dimension) -> &'a str {
         Dimension::Provider => event.provider.get(),
         Dimension::Region => event.region.get(),
         Dimension::PriceVersion => event.price_version.get(),
+        Dimension::Byok if event.byok => "true",
         Dimension::Byok => "false",
     }
 }

@@ -20,6 +20,9 @@
 //! | `writer` | a writer in a partition | its highest `sequence`, and when that was by the log's time |
 //! | `meta` | a fact of the store | `cluster`; in PostgreSQL also the `schema` number |
 //!
+//! In PostgreSQL they lie in the schema [`postgres::schema`], and one replica at a time writes them. Whoever reads uses
+//! [`Billing::query`] for sums by any dimensions, and [`Billing::select`] for any other SQL.
+//!
 //! `charge` is the list price and the sum of its lines; `billed` is what the tenant owes. `generation.request_id` is what callers got as
 //! `x-tollway-request-id` and `gen-…`; `generation.attempts` is the event's JSON.
 //!
@@ -28,22 +31,32 @@
 //! | [`cell`], [`histogram`], [`progress`] | pure: what rows are made of |
 //! | [`event`], [`fold`] | pure: usage events → rows |
 //! | [`schema`] | the tables, as SQL |
-//! | [`sqlite`] | the store in a file |
+//! | [`query`], [`read`] | what may be asked, as SQL; reading either backend |
 //! | [`lines`] | hourly rows out of it, for reports |
-//! | [`tail`] | the loop that reads the usage log |
+//! | [`store`], [`sqlite`], [`postgres`], [`connect`] | writing either backend |
+//! | [`tail`], [`hold`] | the loop that reads the usage log; how it is held still |
+//! | [`reconcile`], [`check`] | whether the store and the replicated sums say the same |
 
 pub mod cell;
+pub mod check;
+pub mod connect;
 pub mod event;
 pub mod fold;
 pub mod histogram;
+pub mod hold;
 pub mod lines;
 #[cfg(test)]
 mod measure;
+pub mod postgres;
 pub mod progress;
+pub mod query;
+pub mod read;
+pub mod reconcile;
 #[cfg(test)]
 pub(crate) mod sample;
 pub mod schema;
 pub mod sqlite;
+pub mod store;
 pub mod tail;
 #[cfg(test)]
 mod tests;
@@ -53,9 +66,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, mpsc, watch};
 use tollway_shared::time::DAY_MS;
 
+use self::connect::Server;
+use self::hold::Hold;
 use self::progress::Progress;
 
 /// The file of the SQLite store in the data folder.
@@ -68,6 +83,8 @@ pub enum StoreKind {
     /// In a file of this replica.
     #[default]
     Sqlite,
+    /// In a server that all replicas share.
+    Postgres,
     /// Nowhere: usage is the replicated sums by day.
     None,
 }
@@ -80,6 +97,12 @@ pub struct Settings {
     pub store: StoreKind,
     /// File of the SQLite store; default: `billing.sqlite` in the data folder.
     pub path: Option<PathBuf>,
+    /// Where PostgreSQL is, without a password; required with `store = "postgres"`.
+    pub url: Option<String>,
+    /// The environment variable with the password for PostgreSQL, if it wants one.
+    pub password_env: Option<String>,
+    /// PEM file of who signs the certificate of PostgreSQL; default: the public authorities.
+    pub ca_file: Option<PathBuf>,
     /// How long single generations are kept. Rows by hour stay.
     pub generations_days: u32,
 }
@@ -89,6 +112,9 @@ impl Default for Settings {
         Self {
             store: StoreKind::default(),
             path: None,
+            url: None,
+            password_env: None,
+            ca_file: None,
             generations_days: 30,
         }
     }
@@ -97,11 +123,27 @@ impl Default for Settings {
 impl Settings {
     /// What does not go together: the setting, and what to say after its name.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
-        if self.path.is_some() && self.store != StoreKind::Sqlite {
-            let detail = "is only for `billing.store = \"sqlite\"`; remove it".to_owned();
-            return Err(("billing.path", detail));
+        let of = |kind, name: &str, is_set: bool| {
+            let detail = format!("is only for `billing.store = \"{name}\"`; remove it");
+            if is_set && self.store != kind {
+                Err(detail)
+            } else {
+                Ok(())
+            }
+        };
+        let server = |is_set| of(StoreKind::Postgres, "postgres", is_set);
+        of(StoreKind::Sqlite, "sqlite", self.path.is_some()).map_err(|why| ("billing.path", why))?;
+        server(self.url.is_some()).map_err(|why| ("billing.url", why))?;
+        server(self.password_env.is_some()).map_err(|why| ("billing.password_env", why))?;
+        server(self.ca_file.is_some()).map_err(|why| ("billing.ca_file", why))?;
+        match (&self.url, self.store) {
+            (None, StoreKind::Postgres) => {
+                let detail = "is missing; `billing.store = \"postgres\"` needs it".to_owned();
+                Err(("billing.url", detail))
+            }
+            (Some(url), _) => Server::check(url).map_err(|why| ("billing.url", why)),
+            (None, StoreKind::Sqlite | StoreKind::None) => Ok(()),
         }
-        Ok(())
     }
 
     /// How long single generations are kept, milliseconds.
@@ -116,6 +158,21 @@ pub enum StoreFault {
     /// SQLite says no.
     #[error("the billing store: {0}")]
     Sqlite(#[from] rusqlite::Error),
+    /// PostgreSQL says no, or is not there. Its own words are in the source: the library's say little.
+    #[error("the billing store in PostgreSQL: {}", of_server(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    /// It took too long.
+    #[error("the billing store did not answer in time; ask for fewer days")]
+    Slow,
+    /// More rows than one answer may have.
+    #[error("the billing store has too many rows for that; ask for fewer days")]
+    Many,
+    /// It is not as we write it.
+    #[error("the billing store is not as it should be: {0}")]
+    Shape(&'static str),
+    /// Another replica writes it.
+    #[error("another replica writes the billing store; ask that one")]
+    Elsewhere,
     /// A file cannot be removed.
     #[error("the billing store {0}: {1}")]
     File(PathBuf, std::io::Error),
@@ -134,6 +191,14 @@ pub enum StoreFault {
     /// There is no store, or it is not open yet.
     #[error("there is no billing store on this replica")]
     Absent,
+}
+
+/// What the server said.
+fn of_server(fault: &tokio_postgres::Error) -> String {
+    match std::error::Error::source(fault) {
+        Some(source) => format!("{fault}: {source}"),
+        None => fault.to_string(),
+    }
 }
 
 impl StoreFault {
@@ -162,39 +227,67 @@ pub struct Freshness {
 #[derive(Debug, Clone)]
 pub struct Billing {
     place: Arc<Place>,
+    readers: Arc<Semaphore>,
+    holds: mpsc::Sender<Hold>,
     fresh: watch::Receiver<BTreeMap<i32, Freshness>>,
 }
 
 /// Where a store is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Place {
     /// Nowhere.
     None,
     /// A SQLite file.
     File(PathBuf),
+    /// PostgreSQL.
+    Server(Box<Server>),
 }
 
 impl Place {
-    /// The store that is configured. There is none without a usage log.
-    pub fn of(settings: &Settings, data_dir: &Path, has_source: bool) -> Self {
+    /// The store that is configured, or the setting that is wrong and why. There is none without a usage log.
+    pub fn of(
+        settings: &Settings,
+        data_dir: &Path,
+        has_source: bool,
+    ) -> Result<Self, (&'static str, String)> {
+        settings.check()?;
         match settings.store {
             StoreKind::Sqlite if has_source => {
-                Self::File(settings.path.clone().unwrap_or_else(|| data_dir.join(FILE)))
+                let path = settings.path.clone();
+                Ok(Self::File(path.unwrap_or_else(|| data_dir.join(FILE))))
             }
-            StoreKind::Sqlite | StoreKind::None => Self::None,
+            StoreKind::Postgres if has_source => {
+                let url = settings.url.as_deref().unwrap_or_default();
+                let password = settings.password_env.as_ref().map(std::env::var).transpose();
+                let password = password.map_err(|fault| ("billing.password_env", fault.to_string()))?;
+                let server = Server::new(url, password.as_deref(), settings.ca_file.as_deref());
+                let server = server.map_err(|why| ("billing.ca_file", why))?;
+                Ok(Self::Server(Box::new(server)))
+            }
+            StoreKind::Sqlite | StoreKind::Postgres | StoreKind::None => Ok(Self::None),
         }
     }
 }
 
-/// What the tail tells readers.
-pub type Told = watch::Sender<BTreeMap<i32, Freshness>>;
+/// The tail's ends of what it and readers share.
+#[derive(Debug)]
+pub struct Shared {
+    told: watch::Sender<BTreeMap<i32, Freshness>>,
+    holds: mpsc::Receiver<Hold>,
+}
 
 impl Billing {
-    /// A store and the end on which its tail tells how far it is.
-    pub fn new(place: Place) -> (Self, Told) {
+    /// A store and the ends that its tail holds.
+    pub fn new(place: Place) -> (Self, Shared) {
         let (told, fresh) = watch::channel(BTreeMap::new());
-        let place = Arc::new(place);
-        (Self { place, fresh }, told)
+        let (holds, held) = mpsc::channel(1);
+        let billing = Self {
+            place: Arc::new(place),
+            readers: Arc::new(Semaphore::new(read::READERS)),
+            holds,
+            fresh,
+        };
+        (billing, Shared { told, holds: held })
     }
 
     /// Where it is.

@@ -3,10 +3,10 @@
 use super::cell::{Dimension, Sum};
 
 /// Number of the tables' shape. Another one in a store means that it is made anew from the usage log.
-pub const SCHEMA: i64 = 1;
+pub const SCHEMA: i64 = 2;
 
 /// Columns of `generation` that are not in [`Sum`], with their kinds.
-pub const GENERATION: [(&str, Kind); 21] = [
+pub const GENERATION: [(&str, Kind); 23] = [
     ("id", Kind::Int),
     ("log_partition", Kind::Int),
     ("log_offset", Kind::Int),
@@ -25,6 +25,8 @@ pub const GENERATION: [(&str, Kind); 21] = [
     ("status", Kind::Int),
     ("fault", Kind::TextOrNull),
     ("finish_reason", Kind::TextOrNull),
+    ("free", Kind::Int),
+    ("adjustment_bps", Kind::Int),
     ("usage_source", Kind::Text),
     ("estimator", Kind::TextOrNull),
     ("attempts", Kind::Text),
@@ -177,12 +179,8 @@ pub fn names(columns: &[(&str, Kind)]) -> String {
     names.join(", ")
 }
 
-/// `?1, ?2, …` or `$1, $2, …`.
-pub fn places(sql: Sql, count: usize) -> String {
-    let mark = match sql {
-        Sql::Sqlite => '?',
-        Sql::Postgres => '$',
-    };
-    let places: Vec<String> = (1..=count).map(|n| format!("{mark}{n}")).collect();
+/// `?1, ?2, …`
+pub fn places(count: usize) -> String {
+    let places: Vec<String> = (1..=count).map(|n| format!("?{n}")).collect();
     places.join(", ")
 }

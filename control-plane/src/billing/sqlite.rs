@@ -172,6 +172,7 @@ impl Writer {
             "DELETE FROM writer WHERE writer IN (SELECT writer FROM writer GROUP BY writer HAVING max(at) < ?1)",
             [before.0],
         )?;
+        self.connection.execute_batch("PRAGMA optimize")?; // what the planner knows of the tables
         Ok(())
     }
 }
@@ -193,7 +194,7 @@ pub(super) fn progress(connection: &Connection) -> Result<Vec<Progress>, StoreFa
 }
 
 /// Opens a connection that only reads.
-pub(super) fn reader(path: &Path) -> Result<Connection, StoreFault> {
+pub fn reader(path: &Path) -> Result<Connection, StoreFault> {
     connect(
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -243,7 +244,7 @@ fn number(
     let text = format!(
         "INSERT INTO series (id, digest, prices, {}) VALUES ({})",
         columns.join(", "),
-        places(Sql::Sqlite, 3 + Dimension::COUNT)
+        places(3 + Dimension::COUNT)
     );
     let mut insert = transaction.prepare_cached(&text)?;
     let number = *next;
@@ -270,7 +271,7 @@ fn write_cells(
     ))?;
     let mut put = transaction.prepare_cached(&format!(
         "REPLACE INTO rollup (hour, series, {sums}, first_byte_ms, total_ms) VALUES ({})",
-        places(Sql::Sqlite, Sum::COUNT + 4)
+        places(Sum::COUNT + 4)
     ))?;
     // In the order of the table's key, so that pages are touched once.
     let mut cells: Vec<_> = batch
@@ -323,7 +324,7 @@ fn write_row(
             "INSERT INTO generation ({}, {}) VALUES ({})",
             names(&GENERATION),
             listed(GENERATION_SUMS),
-            places(Sql::Sqlite, GENERATION.len() + GENERATION_SUMS.len())
+            places(GENERATION.len() + GENERATION_SUMS.len())
         )
     });
     let event = &row.event;
@@ -352,6 +353,8 @@ fn write_row(
     bind(&event.status)?;
     bind(&optional(&event.fault))?;
     bind(&optional(&event.finish_reason))?;
+    bind(&event.free)?;
+    bind(&event.adjustment.bps)?;
     bind(&super::event::source(event.usage_source))?;
     bind(&optional(&event.estimator))?;
     bind(&event.attempts.get())?;
@@ -374,7 +377,7 @@ fn write_progress(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<()
         let text = format!(
             "INSERT INTO progress ({}) VALUES ({}) ON CONFLICT DO NOTHING",
             names(&PROGRESS),
-            places(Sql::Sqlite, PROGRESS.len())
+            places(PROGRESS.len())
         );
         let made = transaction.prepare_cached(&text)?.execute(values)?;
         if made == 0 {

@@ -4,18 +4,20 @@
 //! out. While one read's rows are written, the next read is under way.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::convert::Infallible;
 use std::time::Duration;
 
 use metrics::{counter, gauge};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tollway_shared::time::UnixMillis;
 
 use super::fold::fold;
-use super::progress::Book;
-use super::sqlite::Writer;
-use super::{Freshness, Place, StoreFault, Told};
+use super::hold::{HOLDER_WITHIN, Hold, Offsets};
+use super::progress::{Book, Progress};
+use super::store::{Opened, Writer};
+use super::{Freshness, Place, Shared, StoreFault};
 use crate::ledger::rollup::Record;
 use crate::ledger::source::UsageSource;
 use crate::state::usage::WRITER_KEPT_MS;
@@ -31,6 +33,10 @@ pub const LAG: &str = "tollway_billing_lag";
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How often the lag is measured.
 const LAG_EVERY: Duration = Duration::from_secs(5);
+/// How often a replica that does not write looks whether it should.
+const STANDBY: Duration = Duration::from_secs(1);
+/// Most records that are kept while a holder waits for a few others.
+const HELD_MAX: usize = 100_000;
 /// How often what is too old is removed.
 const FORGET_EVERY: Duration = Duration::from_secs(600);
 
@@ -44,8 +50,8 @@ pub struct Tail {
     pub generations_ms: i64,
     /// The usage log.
     pub source: Box<dyn UsageSource>,
-    /// Whom it tells how far it is.
-    pub told: Told,
+    /// What it shares with those who read.
+    pub shared: Shared,
     /// Wall time.
     pub now: fn() -> UnixMillis,
 }
@@ -55,18 +61,18 @@ struct Open {
     writer: Writer,
     book: Book,
     /// Where a partition begins that the store has nothing of.
-    starts: BTreeMap<i32, i64>,
+    starts: Offsets,
 }
 
 impl Tail {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
-        let Place::File(path) = self.place.clone() else {
+        if matches!(self.place, Place::None) {
             return stop.cancelled().await;
-        };
+        }
         let mut backoff = BACKOFF.0;
         loop {
-            let fault = match stop.run_until_cancelled(self.follow(&path, &mut backoff)).await {
+            let fault = match stop.run_until_cancelled(self.follow(&mut backoff)).await {
                 None => return,
                 Some(Ok(never)) => match never {},
                 Some(Err(fault)) => fault,
@@ -80,42 +86,27 @@ impl Tail {
         }
     }
 
-    async fn follow(
-        &mut self,
-        path: &Path,
-        backoff: &mut Duration,
-    ) -> Result<std::convert::Infallible, StoreFault> {
-        let mut open = self.open(path.to_owned()).await?;
-        let mut offsets = open.starts.clone();
-        for (partition, next) in open.book.offsets() {
-            let start = offsets.entry(partition).or_insert(next);
-            if *start > next {
-                tracing::error!(
-                    partition,
-                    next,
-                    start = *start,
-                    "usage events expired before they were in the billing store"
-                );
-            }
-            *start = next.max(*start);
-        }
-        self.source.seek(&offsets).await?;
+    async fn follow(&mut self, backoff: &mut Duration) -> Result<Infallible, StoreFault> {
+        let mut open = self.open().await?;
+        self.source.seek(&open.begins()).await?;
         let mut lags = BTreeMap::new();
-        self.tell(&open, &lags);
+        self.tell(open.book.partitions.values(), &lags);
         let (mut measured, mut forgotten): (Option<Instant>, Option<Instant>) = (None, None);
         let mut records = self.source.read().await?;
         loop {
+            if let Ok(hold) = self.shared.holds.try_recv() {
+                (open, records) = self.stand_still(open, records, hold).await?;
+            }
             if forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
                 forgotten = Some(Instant::now());
                 let before = (self.now)().plus_ms(-self.generations_ms);
                 open = forget(open, before).await?;
             }
             let some = !records.is_empty();
-            let now = (self.now)();
-            let (told, known) = (&self.told, &lags);
+            let (told, known) = (&self.shared.told, &lags);
             let write = async {
-                let open = write(open, records, now).await?;
-                tell(told, &open, known);
+                let open = write(open, records, (self.now)()).await?;
+                tell(told, open.book.partitions.values(), known);
                 Ok::<_, StoreFault>(open)
             };
             let (written, read) = tokio::join!(write, self.source.read());
@@ -129,35 +120,125 @@ impl Tail {
                 match self.source.lag().await {
                     Ok(found) => lags = found,
                     Err(fault) => {
-                        tracing::debug!(error = %fault, "the billing store's lag cannot be measured")
+                        tracing::debug!(error = %fault, "the billing store's lag cannot be measured");
                     }
                 }
-                for (partition, lag) in &lags {
-                    gauge!(LAG, "partition" => partition.to_string()).set(*lag as f64);
-                }
-                self.tell(&open, &lags);
+                publish(&lags);
+                self.tell(open.book.partitions.values(), &lags);
             }
         }
     }
 
-    /// Opens the store and finds out where the log begins, for what is not in it yet.
-    async fn open(&mut self, path: PathBuf) -> Result<Open, StoreFault> {
-        let cluster = self.cluster.clone();
-        let opened = tokio::task::spawn_blocking(move || {
-            let (writer, made) = Writer::open(&path, &cluster)?;
-            if made {
-                tracing::info!(path = %path.display(), "made the billing store; it is filled from the usage log");
+    /// Opens the store, once no other replica writes it, and finds out where the log begins, for what is not in it yet.
+    async fn open(&mut self) -> Result<Open, StoreFault> {
+        let (writer, book) = loop {
+            let (place, cluster) = (self.place.clone(), self.cluster.clone());
+            let opened = tokio::task::spawn_blocking(move || match Writer::open(&place, &cluster)? {
+                Opened::Reads(progress) => Ok(Err(progress)),
+                Opened::Writes(writer, made) => {
+                    if made {
+                        tracing::info!("made the billing store; it is filled from the usage log");
+                    }
+                    let book = writer.book()?;
+                    Ok::<_, StoreFault>(Ok((writer, book)))
+                }
+            });
+            match opened.await?? {
+                Ok(opened) => break opened,
+                Err(progress) => {
+                    self.tell(progress.iter(), &BTreeMap::new());
+                    while self.shared.holds.try_recv().is_ok() {} // whoever asks is told that it is not us
+                    sleep(STANDBY).await;
+                }
             }
-            let book = writer.book()?;
-            Ok::<_, StoreFault>((writer, book))
-        });
-        let (writer, book) = opened.await??;
+        };
         let starts = self.source.beginnings().await?;
         Ok(Open { writer, book, starts })
     }
 
-    fn tell(&self, open: &Open, lags: &BTreeMap<i32, i64>) {
-        tell(&self.told, open, lags);
+    /// Writes exactly up to the holder's offsets, waits for the holder, and returns what was read beyond them.
+    async fn stand_still(
+        &mut self,
+        mut open: Open,
+        mut records: Vec<Record>,
+        hold: Hold,
+    ) -> Result<(Open, Vec<Record>), StoreFault> {
+        let _ = hold.stands.send(open.book.offsets()); // a holder that is gone is noticed below
+        let Ok(Ok(stops)) = tokio::time::timeout(HOLDER_WITHIN, hold.stops).await else {
+            return Ok((open, records));
+        };
+        let until = Instant::now() + HOLDER_WITHIN;
+        loop {
+            let within = |record: &Record| record.offset < stops.get(&record.partition).copied().unwrap_or(0);
+            let (now, later): (Vec<Record>, Vec<Record>) = records.into_iter().partition(within);
+            open = write(open, now, (self.now)()).await?;
+            self.tell(open.book.partitions.values(), &BTreeMap::new());
+            records = later;
+            let reached = open.book.offsets();
+            let is_there =
+                |(partition, offset): (&i32, &i64)| reached.get(partition).copied().unwrap_or(0) >= *offset;
+            if stops.iter().all(is_there) {
+                break;
+            }
+            if Instant::now() >= until || records.len() > HELD_MAX {
+                return Ok((open, records));
+            }
+            records.extend(self.source.read().await?);
+        }
+        if hold.stopped.send(()).is_ok() {
+            let _ = tokio::time::timeout(HOLDER_WITHIN, hold.released).await; // either way it goes on
+        }
+        Ok((open, records))
+    }
+
+    fn tell<'a>(&self, reached: impl Iterator<Item = &'a Progress>, lags: &Offsets) {
+        tell(&self.shared.told, reached, lags);
+    }
+}
+
+impl Open {
+    /// Where reading begins, by partition.
+    fn begins(&self) -> Offsets {
+        let mut begins = self.starts.clone();
+        for (partition, next) in self.book.offsets() {
+            let start = begins.entry(partition).or_insert(next);
+            if *start > next {
+                let start = *start;
+                tracing::error!(
+                    partition,
+                    next,
+                    start,
+                    "usage events expired before they were in the billing store"
+                );
+            }
+            *start = next.max(*start);
+        }
+        begins
+    }
+}
+
+fn tell<'a>(
+    told: &watch::Sender<BTreeMap<i32, Freshness>>,
+    reached: impl Iterator<Item = &'a Progress>,
+    lags: &Offsets,
+) {
+    let fresh = reached.map(|progress| {
+        let fresh = Freshness {
+            progress: *progress,
+            lag: lags.get(&progress.partition).copied(),
+        };
+        (progress.partition, fresh)
+    });
+    told.send_replace(fresh.collect());
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "gauges are floats; a lag stays far below 2^53"
+)]
+fn publish(lags: &Offsets) {
+    for (partition, lag) in lags {
+        gauge!(LAG, "partition" => partition.to_string()).set(*lag as f64);
     }
 }
 
@@ -177,20 +258,6 @@ async fn forget(mut open: Open, before: UnixMillis) -> Result<Open, StoreFault> 
         Ok(open)
     })
     .await?
-}
-
-fn tell(told: &Told, open: &Open, lags: &BTreeMap<i32, i64>) {
-    let fresh = open.book.partitions.iter().map(|(partition, progress)| {
-        let lag = lags.get(partition).copied();
-        (
-            *partition,
-            Freshness {
-                progress: *progress,
-                lag,
-            },
-        )
-    });
-    told.send_replace(fresh.collect());
 }
 
 /// Folds and writes what was read, in one transaction.

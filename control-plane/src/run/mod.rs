@@ -35,8 +35,8 @@ use self::fleet::AllReplicas;
 use self::home::Home;
 use crate::admin;
 use crate::billing::tail::Tail;
-use crate::billing::{Billing, Place};
-use crate::config::{AdminTls, Config};
+use crate::billing::{Billing, Place, check};
+use crate::config::{AdminTls, Config, ConfigFault};
 use crate::identity::authority::{LEAF_LIFE, host_of};
 use crate::identity::connect::MutualTls;
 use crate::identity::renew::Renewal;
@@ -212,6 +212,7 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     tasks.spawn(ledger::run(source, cluster.clone(), stored, stop.clone()));
     if let Some(tail) = tail {
         tasks.spawn(tail.run(stop.clone()));
+        tasks.spawn(check::run(billing, cluster.watch(), stop.clone()));
     }
     tasks.spawn(renew(
         &config,
@@ -249,15 +250,18 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
 fn billing(config: &Config, home: &Home) -> Result<(Billing, Option<Tail>), StartFault> {
     let source = ledger::open(&config.usage)?;
     let place = Place::of(&config.billing, &config.data_dir, source.is_some());
-    let (billing, told) = Billing::new(place.clone());
-    let tail = source.filter(|_| place != Place::None).map(|source| Tail {
-        place,
-        cluster: home.cluster.to_string(),
-        generations_ms: config.billing.generations_ms(),
-        source,
-        told,
-        now: clock::now,
-    });
+    let place = place.map_err(|(key, detail)| ConfigFault::Value { key, detail })?;
+    let (billing, shared) = Billing::new(place.clone());
+    let tail = source
+        .filter(|_| !matches!(place, Place::None))
+        .map(|source| Tail {
+            place,
+            cluster: home.cluster.to_string(),
+            generations_ms: config.billing.generations_ms(),
+            source,
+            shared,
+            now: clock::now,
+        });
     Ok((billing, tail))
 }
 

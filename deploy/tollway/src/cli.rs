@@ -373,16 +373,17 @@ pub(crate) enum Cluster {
 pub(crate) struct Usage {
     #[command(subcommand)]
     pub(crate) report: Option<Report>,
-    /// One or more of organization, team, project, key, model, provider, day
+    /// One or more of organization, team, project, key, user, model, endpoint, provider, region, price_version, byok, hour, day,
+    /// month
     #[arg(long, value_delimiter = ',', value_name = "FIELD")]
     pub(crate) group_by: Vec<String>,
-    /// First day, such as 2026-11-01
-    #[arg(long, value_name = "DAY")]
+    /// First day, such as 2026-11-01, or an instant in the first hour, such as 2026-11-01T18:00:00Z
+    #[arg(long, value_name = "TIME")]
     pub(crate) from: Option<String>,
-    /// Last day
-    #[arg(long, value_name = "DAY")]
+    /// Last day, or an instant in the last hour
+    #[arg(long, value_name = "TIME")]
     pub(crate) to: Option<String>,
-    /// Only one organization, project or key: organization=ID; may be repeated
+    /// Only one organization, key, model, hour, …: organization=ID; may be repeated
     #[arg(long = "where", value_name = "FIELD=VALUE")]
     pub(crate) filters: Vec<String>,
 }

@@ -12,15 +12,24 @@ use crate::{declared, documents, reports};
 
 /// Columns of usage: the dimensions, of which those not asked for are absent, then the sums.
 const USAGE_COLUMNS: &[&str] = &[
+    "month",
     "day",
+    "hour",
     "organization",
     "team",
     "project",
     "key",
+    "user",
     "model",
+    "endpoint",
     "provider",
+    "region",
+    "price_version",
+    "byok",
     "requests",
     "estimated",
+    "cancelled",
+    "failed",
     "tokens.input",
     "tokens.input_cache_read",
     "tokens.input_cache_write",
@@ -370,6 +379,9 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
                 "tokens.output",
                 "cost",
                 "billed",
+                "cache_savings",
+                "latency.first_byte_ms.p50",
+                "latency.total_ms.p50",
             ],
         );
     }

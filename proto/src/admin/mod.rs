@@ -11,7 +11,7 @@
 //! | [`account`] | accounts of organizations, transfers, fees, payments |
 //! | [`incarnation`] | lives of nodes, and what each holds of budgets |
 //! | [`cluster`] | admins, join tokens, nodes, replicas, audit records |
-//! | [`usage`] | sums of usage |
+//! | [`usage`], [`reconciliation`] | sums of usage; whether both places that keep them agree |
 //! | [`report`] | invoices and other reports on usage |
 //! | [`dry_run`] | writes that are only tried |
 //! | [`problem`] | refusals |
@@ -24,6 +24,7 @@ pub mod cluster;
 pub mod dry_run;
 pub mod incarnation;
 pub mod problem;
+pub mod reconciliation;
 pub mod report;
 pub mod tenant;
 pub mod text;

@@ -82,50 +82,58 @@ impl From<UsageSums> for Sums {
     }
 }
 
-/// What usage can be grouped by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum UsageDimension {
-    /// By organization.
-    Organization,
-    /// By team; requests of projects without a team are one row with `team` null.
-    Team,
-    /// By project.
-    Project,
-    /// By API key.
-    Key,
-    /// By model.
-    Model,
-    /// By provider.
-    Provider,
-    /// By UTC day on which the request started.
-    Day,
+macro_rules! dimensions {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal,)*) => {
+        /// What usage can be grouped by.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum UsageDimension {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl UsageDimension {
+            /// Every dimension.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The name used in queries.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
 }
 
-impl UsageDimension {
-    /// Every dimension.
-    pub const ALL: [Self; 7] = [
-        Self::Organization,
-        Self::Team,
-        Self::Project,
-        Self::Key,
-        Self::Model,
-        Self::Provider,
-        Self::Day,
-    ];
-
-    /// The name used in queries.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Organization => "organization",
-            Self::Team => "team",
-            Self::Project => "project",
-            Self::Key => "key",
-            Self::Model => "model",
-            Self::Provider => "provider",
-            Self::Day => "day",
-        }
-    }
+dimensions! {
+    /// By organization.
+    Organization = "organization",
+    /// By team; requests of projects without a team are one row with `team` null.
+    Team = "team",
+    /// By project.
+    Project = "project",
+    /// By API key.
+    Key = "key",
+    /// By the callers' labels of their end users; requests without one are one row with `user` null.
+    User = "user",
+    /// By model.
+    Model = "model",
+    /// By endpoint.
+    Endpoint = "endpoint",
+    /// By provider.
+    Provider = "provider",
+    /// By the node's region.
+    Region = "region",
+    /// By price version.
+    PriceVersion = "price_version",
+    /// By whether the organization's own credential served.
+    Byok = "byok",
+    /// By UTC hour in which the request started.
+    Hour = "hour",
+    /// By UTC day on which the request started.
+    Day = "day",
+    /// By UTC month in which the request started.
+    Month = "month",
 }
 
 /// One group. A dimension that was not asked for is absent.
@@ -149,12 +157,116 @@ pub struct UsageRow {
     /// The provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,
+    /// The end user's label.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The node's region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The price version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_version: Option<String>,
+    /// `true` or `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub byok: Option<String>,
+    /// The UTC hour, by its start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hour: Option<text::Instant>,
     /// The UTC day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub day: Option<text::Day>,
+    /// The UTC month, `2026-11`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub month: Option<String>,
     /// What it used.
     #[serde(flatten)]
     pub sums: Sums,
+    /// What only the billing store knows of it.
+    #[serde(flatten)]
+    pub detail: Option<Detail>,
+}
+
+/// What the billing store knows of a group beyond its sums.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detail {
+    /// Requests that were answered whole.
+    pub completed: u64,
+    /// Requests that their callers left.
+    pub cancelled: u64,
+    /// Requests that no attempt answered, or whose answer broke off.
+    pub failed: u64,
+    /// Requests that were on a node that died.
+    pub interrupted: u64,
+    /// List price, line by line.
+    pub charge: ChargeLines,
+    /// What cached tokens would have cost at the full price of a prompt, less what they cost. Negative where writing to the cache
+    /// cost more than reading from it saved.
+    pub cache_savings: text::Usd,
+    /// Markups less discounts.
+    pub adjustment: text::Usd,
+    /// How long it took, milliseconds, within 6 %.
+    pub latency: Latency,
+}
+
+/// The list price, line by line; `cost` is their sum.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ChargeLines {
+    /// Prompt tokens at full price.
+    pub input: text::Usd,
+    /// Cache reads.
+    pub input_cache_read: text::Usd,
+    /// Cache writes.
+    pub input_cache_write: text::Usd,
+    /// Visible completion tokens.
+    pub output: text::Usd,
+    /// Hidden reasoning tokens.
+    pub output_reasoning: text::Usd,
+    /// The fixed parts per request.
+    pub request: text::Usd,
+}
+
+/// How long requests took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Latency {
+    /// To the answer's first byte, of requests that had one.
+    pub first_byte_ms: Percentiles,
+    /// To the end, of requests that were answered whole.
+    pub total_ms: Percentiles,
+}
+
+/// Percentiles; `null` where nothing was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Percentiles {
+    /// Half are not above it.
+    pub p50: Option<u64>,
+    /// Nine in ten are not above it.
+    pub p90: Option<u64>,
+    /// 99 in 100 are not above it.
+    pub p99: Option<u64>,
+}
+
+/// Everything wanted, in one sum.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Total {
+    /// What was used.
+    #[serde(flatten)]
+    pub sums: Sums,
+    /// What only the billing store knows of it.
+    #[serde(flatten)]
+    pub detail: Option<Detail>,
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerSource {
+    /// The billing store of the replica that answers: every dimension.
+    Billing,
+    /// The replicated sums by day: there is no billing store, or it is behind them.
+    State,
 }
 
 /// How far one partition of the usage log has been counted.
@@ -164,6 +276,15 @@ pub struct Freshness {
     pub partition: i32,
     /// The offset of the next record to count.
     pub offset: i64,
+    /// When the newest request in it ended; only from the billing store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest_at: Option<text::Instant>,
+    /// What the usage log has beyond it, as measured every few seconds: events on Kafka, bytes in the embedded log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<i64>,
+    /// Only when the usage log had lost its beginning when the billing store was made: the end of the first request there was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_since: Option<text::Instant>,
 }
 
 /// Usage by the asked dimensions.
@@ -174,7 +295,9 @@ pub struct Usage {
     /// Pass as `after` to read on; `null` on the last page.
     pub next: Option<String>,
     /// The sum of every group, those on other pages included.
-    pub total: Sums,
+    pub total: Total,
+    /// Where the answer comes from.
+    pub source: AnswerSource,
     /// How far each partition has been counted.
     pub freshness: Vec<Freshness>,
     /// The log index that was read.

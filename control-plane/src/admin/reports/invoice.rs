@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::report::Invoice;
+use tollway_proto::admin::text::Text;
 use tollway_proto::admin::usage::Freshness;
 use tollway_shared::ids::OrganizationId;
 use utoipa_axum::router::OpenApiRouter;
@@ -96,6 +97,13 @@ fn freshness(api: &Api) -> Vec<Freshness> {
     let row = |(partition, fresh): (i32, crate::billing::Freshness)| Freshness {
         partition,
         offset: fresh.progress.next,
+        newest_at: fresh.progress.oldest.map(|_| Text(fresh.progress.newest)),
+        lag: fresh.lag,
+        whole_since: fresh
+            .progress
+            .oldest
+            .filter(|_| fresh.progress.first > 0)
+            .map(Text),
     };
     counted.into_iter().map(row).collect()
 }

@@ -56,7 +56,7 @@ impl Source {
     /// Refuses where there is no store, and when too many read already.
     pub(super) fn of(api: &Api) -> Result<Self, Fault> {
         let Place::File(path) = api.billing.place() else {
-            let detail = "this replica keeps no billing store; set `billing.store`, or ask another one";
+            let detail = "this replica keeps no billing store in SQLite, of which reports are made; see `billing.store`";
             return Err(Fault::new(ProblemCode::Unavailable, detail));
         };
         let permit = READERS.try_acquire().map_err(|_| {

@@ -189,6 +189,8 @@ async fn what_is_not_a_proper_request_says_so() {
         ("keys?project=%20", "project"),
         ("usage?group_by=weather", "group_by"),
         ("usage?from=yesterday", "from"),
+        ("usage?from=2026-11-23&to=2026-11-22T23:59:59Z", "from"),
+        ("usage?month=2026-13", "month"),
     ] {
         let refused = world
             .call("GET", path, None)

@@ -33,6 +33,18 @@ async fn usage_is_summed_by_what_is_asked_for() {
     let all = world.get("usage").await;
     assert_eq!(all["total"]["cost"], "0.000000005");
     assert_eq!(all["freshness"], json!([{"partition": 0, "offset": 10}]));
+    assert_eq!(all["source"], "state", "there is no billing store here");
+    for query in [
+        "usage?group_by=day,user",
+        "usage?region=eu",
+        "usage?from=2026-11-22T18:00:00Z",
+    ] {
+        world.call("GET", query, None).await.refused(503, "unavailable");
+    }
+    world
+        .call("GET", "usage/reconciliation", None)
+        .await
+        .refused(503, "unavailable");
     let by = world
         .get("usage?group_by=organization,key,model,day&limit=1000")
         .await;

@@ -1,0 +1,123 @@
+//! The billing store's answer.
+
+use std::collections::BTreeMap;
+
+use tollway_proto::admin::problem::ProblemCode;
+use tollway_proto::admin::text::Text;
+use tollway_proto::admin::usage::{
+    ChargeLines, Detail, Freshness, Latency, Percentiles, Sums, Tokens, Total, UsageRow,
+};
+use tollway_shared::money::NanoUsd;
+
+use super::ask::{Ask, cursor, field};
+use super::{Page, with_group};
+use crate::admin::fault::Fault;
+use crate::billing;
+use crate::billing::cell::Sum;
+use crate::billing::histogram::Histogram;
+use crate::billing::progress::Progress;
+use crate::billing::query::Summed;
+use crate::billing::read::Found;
+
+/// The page that was found.
+pub(super) fn page(ask: &Ask, found: Found) -> Result<Page, Fault> {
+    let mut groups = Vec::with_capacity(found.groups.len());
+    for (values, summed) in &found.groups {
+        let texts = ask.by.iter().zip(values).map(|(dimension, value)| {
+            let text = field(*dimension).text(value);
+            (!text.is_empty()).then_some(text) // the store's word for none
+        });
+        groups.push((texts.collect::<Vec<_>>(), summed));
+    }
+    let next = groups
+        .last()
+        .filter(|_| found.more)
+        .map(|(group, _)| cursor(group));
+    let data = groups.iter().map(|(group, summed)| {
+        let (sums, detail) = told(summed)?;
+        Ok(UsageRow {
+            sums,
+            detail: Some(detail),
+            ..with_group(&ask.by, group)
+        })
+    });
+    let data = data.collect::<Result<_, Fault>>()?;
+    let (sums, detail) = told(&found.total)?;
+    Ok(Page {
+        data,
+        next,
+        total: Total {
+            sums,
+            detail: Some(detail),
+        },
+    })
+}
+
+/// How far the store was when it answered, and what is known of the rest of the log.
+pub(super) fn freshness(progress: &[Progress], known: &BTreeMap<i32, billing::Freshness>) -> Vec<Freshness> {
+    let of = |progress: &Progress| Freshness {
+        partition: progress.partition,
+        offset: progress.next,
+        newest_at: progress.oldest.map(|_| Text(progress.newest)),
+        lag: known.get(&progress.partition).and_then(|known| known.lag),
+        whole_since: progress.oldest.filter(|_| progress.first > 0).map(Text),
+    };
+    progress.iter().map(of).collect()
+}
+
+fn told(summed: &Summed) -> Result<(Sums, Detail), Fault> {
+    let beyond = || {
+        Fault::new(
+            ProblemCode::Internal,
+            "a sum is beyond the range of money; ask for fewer days at once",
+        )
+    };
+    let count = |sum| u64::try_from(summed.get(sum)).map_err(|_| beyond());
+    let money = |sum| {
+        i64::try_from(summed.get(sum))
+            .map(|nano| Text(NanoUsd(nano)))
+            .map_err(|_| beyond())
+    };
+    let sums = Sums {
+        requests: count(Sum::Requests)?,
+        estimated: count(Sum::Estimated)?,
+        tokens: Tokens {
+            input: count(Sum::TokensInput)?,
+            input_cache_read: count(Sum::TokensCacheRead)?,
+            input_cache_write: count(Sum::TokensCacheWrite)?,
+            output: count(Sum::TokensOutput)?,
+            output_reasoning: count(Sum::TokensReasoning)?,
+        },
+        cost: money(Sum::Charge)?,
+        billed: money(Sum::Billed)?,
+    };
+    let detail = Detail {
+        completed: count(Sum::Completed)?,
+        cancelled: count(Sum::Cancelled)?,
+        failed: count(Sum::Failed)?,
+        interrupted: count(Sum::Interrupted)?,
+        charge: ChargeLines {
+            input: money(Sum::ChargeInput)?,
+            input_cache_read: money(Sum::ChargeCacheRead)?,
+            input_cache_write: money(Sum::ChargeCacheWrite)?,
+            output: money(Sum::ChargeOutput)?,
+            output_reasoning: money(Sum::ChargeReasoning)?,
+            request: money(Sum::ChargeRequest)?,
+        },
+        cache_savings: money(Sum::CacheSavings)?,
+        adjustment: money(Sum::Adjustment)?,
+        latency: Latency {
+            first_byte_ms: percentiles(&summed.first_byte),
+            total_ms: percentiles(&summed.total),
+        },
+    };
+    Ok((sums, detail))
+}
+
+fn percentiles(histogram: &Histogram) -> Percentiles {
+    Percentiles {
+        p50: histogram.percentile(50),
+        p90: histogram.percentile(90),
+        p99: histogram.percentile(99),
+    }
+}
