@@ -30,7 +30,8 @@ package_of() {
         python-venv) echo python3 python3-venv ;;
         certificates) echo ca-certificates ;;
         postgres) echo postgresql ;;
-        flock | setsid | setpriv) echo util-linux ;;
+        flock | setsid | setpriv | unshare) echo util-linux ;;
+        ip) echo iproute2 ;;
         *) echo "$1" ;;
     esac
 }

@@ -7,7 +7,9 @@ mod books;
 mod budget;
 mod chaos;
 mod cold_start;
+mod partition;
 mod propagation;
+mod spend;
 mod world;
 
 use tokio::sync::{Mutex, MutexGuard};

@@ -1,6 +1,7 @@
 //! The catalog and tenants that the suites use, and the comparison of everybody's books.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +12,8 @@ use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::tokens::TokenCounts;
 use tollway_tests::cluster::{Cluster, Plan, TOPIC};
 use tollway_tests::events::{self, Recorded};
-use tollway_tests::provider::{End, Provider, Route, Seen};
+use tollway_tests::network::{HUB, Network};
+use tollway_tests::provider::{End, Options, Provider, Route, Seen};
 use tollway_tests::wait;
 
 /// Served by `a`, or by `b` when `a` fails; OpenAI dialect.
@@ -36,10 +38,19 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn start(plan: Plan) -> Result<Self> {
-        let cluster = Cluster::start(plan).await?;
+        Self::start_in(None, plan).await
+    }
+
+    /// The same in a network of its own.
+    pub(crate) async fn start_in(network: Option<Network>, plan: Plan) -> Result<Self> {
+        let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, |_| HUB);
+        let cluster = Cluster::start_in(network, plan).await?;
         let mut providers = BTreeMap::new();
         for (name, _) in PRICES {
-            let provider = Provider::start(name);
+            let provider = Provider::start_with(Options {
+                listen: SocketAddr::from((host, 0)),
+                ..Options::named(name)
+            })?;
             let dialect = if name == "c" { "anthropic" } else { "openai" };
             cluster.add_provider(name, dialect, &provider).await?;
             providers.insert(name.to_owned(), provider);

@@ -1,8 +1,9 @@
-//! A whole Tollway cluster on loopback for one test: replicas and nodes as real processes with fsync, real Kafka, and the
+//! A whole Tollway cluster for one test, on loopback or in a network of its own: replicas and nodes as real processes with fsync, real Kafka, and the
 //! scripted provider as the only thing that is not what an operator would run.
 //!
 //! Built the way the README tells an operator: `init`, join tokens, `join`, `run`, then the catalog through the admin API.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use crate::admin::Admin;
 use crate::alarms;
 use crate::config::{control_config, data_config};
 use crate::kafka::KafkaCluster;
-use crate::process::{Launch, Process, binary, free_port};
+pub use crate::member::Member;
+use crate::network::{HUB, Network, Place};
+use crate::process::{binary, free_port};
 use crate::provider::Provider;
 use crate::wait;
 
@@ -24,89 +27,8 @@ pub const PARTITIONS: i32 = 6;
 pub const TOPIC: &str = tollway_proto::usage::TOPIC;
 /// Lines of each log that a failed test shows.
 const LOG_LINES_SHOWN: usize = 15;
-/// How long a process may take to be ready on a busy machine.
+/// How long a cluster may take to count another voter on a busy machine.
 const READY: Duration = Duration::from_secs(60);
-
-/// One process and what it needs to be started again.
-pub struct Member {
-    /// The name in logs, and the folder of its data.
-    pub name: String,
-    program: PathBuf,
-    config: PathBuf,
-    logs: PathBuf,
-    process: Option<Process>,
-    /// Where its readiness is asked.
-    ops_url: String,
-}
-
-impl Member {
-    /// Starts it, again or for the first time.
-    pub fn start(&mut self) -> Result<()> {
-        let launch = Launch::new(&self.name, &self.program, &self.logs);
-        let process = launch.args(["run", "--config"]).args([&self.config]).start()?;
-        self.process = Some(process);
-        Ok(())
-    }
-
-    /// `kill -9`. Nothing of it runs when this returns.
-    pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill();
-        }
-    }
-
-    /// SIGTERM, and waits for the end.
-    pub fn terminate(&mut self, within: Duration) -> Result<std::process::ExitStatus> {
-        let mut process = self.process.take().context("it is not running")?;
-        process.terminate()?;
-        process.wait(within)
-    }
-
-    /// Whether it runs.
-    pub fn is_running(&mut self) -> bool {
-        self.process.as_mut().is_some_and(Process::is_running)
-    }
-
-    /// Waits until `/readyz` answers 200.
-    pub async fn ready(&self, http: &reqwest::Client) {
-        let url = format!("{}/readyz", self.ops_url);
-        wait::until_ok(READY, &format!("`{}` is ready", self.name), || async {
-            let response = http.get(&url).send().await?;
-            let status = response.status();
-            ensure!(
-                status.is_success(),
-                "{status}: {}",
-                response.text().await.unwrap_or_default()
-            );
-            Ok::<_, anyhow::Error>(())
-        })
-        .await;
-    }
-
-    /// What it has logged.
-    pub fn log(&self) -> String {
-        let read =
-            |end| std::fs::read_to_string(self.logs.join(format!("{}.{end}", self.name))).unwrap_or_default();
-        read("out") + &read("err")
-    }
-
-    /// One metric's value, summed over its labels.
-    pub async fn metric(&self, http: &reqwest::Client, name: &str) -> Result<f64> {
-        let text = http
-            .get(format!("{}/metrics", self.ops_url))
-            .send()
-            .await?
-            .text()
-            .await?;
-        let lines = text.lines().filter(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))
-        });
-        Ok(lines
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-            .sum())
-    }
-}
 
 /// A node and its public API.
 pub struct Node {
@@ -146,17 +68,26 @@ pub struct Cluster {
     pub admin: Admin,
     /// A client for plain HTTP.
     pub http: reqwest::Client,
+    /// The network, if the cluster has one of its own.
+    pub network: Option<Network>,
     announced: Vec<&'static str>,
 }
 
 impl Cluster {
     /// Builds and starts everything; every process is ready when this returns.
     pub async fn start(plan: Plan) -> Result<Self> {
+        Self::start_in(None, plan).await
+    }
+
+    /// The same with each process in a namespace of the network.
+    pub async fn start_in(network: Option<Network>, plan: Plan) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("tollway-cluster-").tempdir()?;
         let kafka = match plan.brokers {
             0 => None,
             brokers => {
-                let kafka = tokio::task::spawn_blocking(move || KafkaCluster::start(brokers)).await??;
+                let host = network.as_ref().map_or(Ipv4Addr::LOCALHOST, |_| HUB);
+                let kafka =
+                    tokio::task::spawn_blocking(move || KafkaCluster::start_at(host, brokers)).await??;
                 kafka.create_topic(TOPIC, PARTITIONS).await?;
                 Some(kafka)
             }
@@ -169,9 +100,10 @@ impl Cluster {
         let mut first: Option<(Admin, Vec<u8>, String)> = None;
         for number in 1..=plan.replicas {
             let ports = (free_port()?, free_port()?);
+            let place = place_in(network.as_ref())?;
             let home = dir.path().join(format!("replica-{number}"));
-            let config = control_config(&home, ports, bootstrap.as_deref())?;
-            let url = format!("https://127.0.0.1:{}", ports.0);
+            let config = control_config(&home, place.ip, ports, bootstrap.as_deref())?;
+            let url = format!("https://{}:{}", place.ip, ports.0);
             match &first {
                 None => {
                     let printed = tool(
@@ -203,6 +135,7 @@ impl Cluster {
             }
             let mut member = Member {
                 name: format!("replica-{number}"),
+                place,
                 program: binary("tollway-control")?,
                 config,
                 logs: dir.path().join("logs"),
@@ -211,7 +144,7 @@ impl Cluster {
             };
             member.start()?;
             urls.push(Box::leak(url.into_boxed_str()) as &str);
-            peers.push(format!("127.0.0.1:{}", ports.1));
+            peers.push(format!("{}:{}", member.place.ip, ports.1));
             let (admin, ca, key) = first.as_ref().context("the first replica made the cluster")?;
             member.ready(&Admin::http(ca)?).await;
             let voters = number;
@@ -239,6 +172,7 @@ impl Cluster {
             nodes: Vec::new(),
             admin,
             http,
+            network,
             announced: Vec::new(),
         };
         for region in plan.nodes {
@@ -274,9 +208,12 @@ impl Cluster {
     async fn add_node(&mut self, region: &str, peers: &[String]) -> Result<()> {
         let id = format!("{region}-{}", self.nodes.len() + 1);
         let ports = (free_port()?, free_port()?);
+        let place = place_in(self.network.as_ref())?;
+        let ip = place.ip;
         let home = self.dir.path().join(&id);
         let config = data_config(
             &home,
+            ip,
             ports,
             peers,
             self.kafka.as_ref().map(KafkaCluster::bootstrap).as_deref(),
@@ -303,18 +240,19 @@ impl Cluster {
         )?;
         let mut member = Member {
             name: id.clone(),
+            place,
             program: binary("tollway-data")?,
             config,
             logs: self.dir.path().join("logs"),
             process: None,
-            ops_url: format!("http://127.0.0.1:{}", ports.1),
+            ops_url: format!("http://{ip}:{}", ports.1),
         };
         member.start()?;
         self.nodes.push(Node {
             member,
             id,
             region: region.to_owned(),
-            api_url: format!("http://127.0.0.1:{}/v1", ports.0),
+            api_url: format!("http://{ip}:{}/v1", ports.0),
             data_dir: home,
         });
         let node = self.nodes.last().context("it was pushed a line ago")?;
@@ -447,6 +385,10 @@ impl Drop for Cluster {
             alarms.join("\n")
         );
     }
+}
+
+fn place_in(network: Option<&Network>) -> Result<Place> {
+    network.map_or_else(|| Ok(Place::loopback()), Network::place)
 }
 
 fn text(path: &Path) -> &str {

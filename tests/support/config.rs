@@ -1,20 +1,26 @@
 //! The configuration files of a cluster's processes.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use crate::cluster::{PARTITIONS, TOPIC};
 
-/// Writes the file of a replica: its folder, the ports of its admin API and of its peers, its Kafka if it has one.
-pub(crate) fn control_config(home: &Path, ports: (u16, u16), bootstrap: Option<&str>) -> Result<PathBuf> {
+/// Writes the file of a replica: its folder, its address, the ports of its admin API and of its peers, its Kafka if it has one.
+pub(crate) fn control_config(
+    home: &Path,
+    ip: Ipv4Addr,
+    ports: (u16, u16),
+    bootstrap: Option<&str>,
+) -> Result<PathBuf> {
     std::fs::create_dir_all(home)?;
     let usage = match bootstrap {
         Some(brokers) => format!("source = \"kafka\"\ntopic = \"{TOPIC}\"\nbrokers = \"{brokers}\"\n"),
         None => "source = \"none\"\n".to_owned(),
     };
     let config = format!(
-        "data_dir = \"{}\"\n[admin]\nlisten = \"127.0.0.1:{}\"\n[peer]\nlisten = \"127.0.0.1:{}\"\n[usage]\n{usage}",
+        "data_dir = \"{}\"\n[admin]\nlisten = \"{ip}:{}\"\n[peer]\nlisten = \"{ip}:{}\"\n[usage]\n{usage}",
         home.display(),
         ports.0,
         ports.1,
@@ -24,9 +30,10 @@ pub(crate) fn control_config(home: &Path, ports: (u16, u16), bootstrap: Option<&
     Ok(path)
 }
 
-/// Writes the file of a node: its folder, the ports of its API and of its operator, the replicas, its Kafka if it has one.
+/// Writes the file of a node: its folder, its address, the ports of its API and of its operator, the replicas, its Kafka if it has one.
 pub(crate) fn data_config(
     home: &Path,
+    ip: Ipv4Addr,
     ports: (u16, u16),
     peers: &[String],
     bootstrap: Option<&str>,
@@ -44,7 +51,7 @@ pub(crate) fn data_config(
         ),
     };
     let config = format!(
-        "data_dir = \"{}\"\n[api]\nlisten = \"127.0.0.1:{}\"\n[ops]\nlisten = \"127.0.0.1:{}\"\n[control]\npeers = {peers:?}\n\
+        "data_dir = \"{}\"\n[api]\nlisten = \"{ip}:{}\"\n[ops]\nlisten = \"{ip}:{}\"\n[control]\npeers = {peers:?}\n\
          [usage]\n{usage}",
         home.display(),
         ports.0,

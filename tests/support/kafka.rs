@@ -5,7 +5,7 @@
 //! real broker fails. The brokers end with the value, and also when the test process itself is killed.
 
 use std::hash::{BuildHasher, Hasher};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -29,6 +29,7 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct KafkaCluster {
     dir: tempfile::TempDir,
+    host: Ipv4Addr,
     port: u16,
     nodes: u16,
 }
@@ -39,11 +40,23 @@ impl KafkaCluster {
     /// Blocks for 5 to 30 s: call it from `spawn_blocking` where other tasks have to run meanwhile. With three
     /// brokers a topic has three copies and takes writes while two of them live.
     pub fn start(nodes: u16) -> Result<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST, nodes)
+    }
+
+    /// The same at another address of this machine.
+    pub fn start_at(host: Ipv4Addr, nodes: u16) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("tollway-kafka-").tempdir()?;
-        let port = row_of_free_ports(2 * nodes)?;
-        let cluster = Self { dir, port, nodes };
+        let port = row_of_free_ports(host, 2 * nodes)?;
+        let cluster = Self {
+            dir,
+            host,
+            port,
+            nodes,
+        };
         cluster.broker(&[
             "start",
+            "--host",
+            &host.to_string(),
             "--port",
             &port.to_string(),
             "--nodes",
@@ -55,7 +68,7 @@ impl KafkaCluster {
     /// What a client is configured with: every broker as `host:port`, separated by commas.
     pub fn bootstrap(&self) -> String {
         let hosts: Vec<String> = (0..self.nodes)
-            .map(|i| format!("127.0.0.1:{}", self.port + 2 * i))
+            .map(|i| format!("{}:{}", self.host, self.port + 2 * i))
             .collect();
         hosts.join(",")
     }
@@ -160,12 +173,12 @@ fn script() -> PathBuf {
 }
 
 /// The first of `count` neighbouring ports that nobody listens on.
-fn row_of_free_ports(count: u16) -> Result<u16> {
+fn row_of_free_ports(host: Ipv4Addr, count: u16) -> Result<u16> {
     for _ in 0..PORT_DRAWS_MAX {
         let draw = std::hash::RandomState::new().build_hasher().finish();
         let span = u64::from(PORTS.end - PORTS.start - count);
         let first = PORTS.start + u16::try_from(draw % span).expect("the span of a u16 range fits a u16");
-        if (first..first + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+        if (first..first + count).all(|port| TcpListener::bind((host, port)).is_ok()) {
             return Ok(first);
         }
     }

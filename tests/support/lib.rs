@@ -6,6 +6,8 @@ pub mod cluster;
 mod config;
 pub mod events;
 pub mod kafka;
+mod member;
+pub mod network;
 pub mod postgres;
 pub mod process;
 pub mod traffic;

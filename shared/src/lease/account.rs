@@ -88,7 +88,11 @@ pub(super) fn grantable(book: &Book, lease: &Lease) -> i128 {
 }
 
 /// Takes the larger of each counter.
-pub(super) fn merge(lease: &mut Lease, line: &Line) {
+pub(super) fn merge(lease: &mut Lease, line: &Line, now: UnixMillis) {
+    // Who obeys is not silent, even if it has been told to give back more in the meantime.
+    if line.recall > lease.obeyed {
+        lease.recalled_at = now;
+    }
     // Hints go with the newest report: the one that knows most of any counter.
     let newer = line.spent >= lease.spent
         && line.returned >= lease.returned

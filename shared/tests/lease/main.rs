@@ -9,6 +9,7 @@
 //! | [`plant`] | bugs put in on purpose |
 //! | [`model`] | small worlds, exhaustively |
 //! | [`walk`] | larger worlds, by random walks |
+//! | [`contend`] | many nodes that want the last of a budget, with slow messages |
 //! | [`threads`], [`cost`] | slices under many cores, and what a hold costs with a million keys |
 //!
 //! Why an explorer of our own and not `stateright` (0.31, MIT): the promise that no money is lost for ever is of the form "from
@@ -17,6 +18,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod contend;
 mod cost;
 mod explore;
 mod model;
