@@ -27,6 +27,7 @@ use super::days::take_days;
 use super::read::{ReadFault, Source, wanted};
 use crate::billing::lines::Wanted;
 use crate::clock;
+use crate::report::account;
 use crate::report::focus::columns::Row;
 use crate::report::focus::{csv, parquet, rows};
 use crate::report::invoice::FINAL_AFTER_MS;
@@ -157,7 +158,25 @@ impl Export {
             rows.into_iter().flatten().try_for_each(&mut each)
         };
         source.lines(&self.wanted, |line| charge(merge.push(line)).map_err(Broken))?;
-        charge(merge.finish())
+        charge(merge.finish())?;
+        self.movements().try_for_each(each)
+    }
+
+    fn movements(&self) -> impl Iterator<Item = Row> + '_ {
+        let Wanted {
+            from,
+            to,
+            organization: only,
+        } = &self.wanted;
+        let organizations = self.state.accounts.keys();
+        organizations
+            .filter(move |id| only.as_ref().is_none_or(|only| only == *id))
+            .flat_map(move |id| {
+                let movements = account::movements(&self.state, id, *from, *to);
+                movements
+                    .into_iter()
+                    .flat_map(move |movement| rows::movement(id, &movement, &self.state, self.final_before))
+            })
     }
 }
 

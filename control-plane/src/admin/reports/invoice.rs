@@ -19,7 +19,8 @@ use super::super::fault::Fault;
 use super::read::{Source, blocking};
 use crate::billing::lines::Wanted;
 use crate::clock;
-use crate::report::invoice::{Draft, InvoiceFault, Money, Month};
+use crate::report::account;
+use crate::report::invoice::{Draft, InvoiceFault, Month};
 use crate::report::invoice_page;
 
 impl From<InvoiceFault> for Fault {
@@ -62,9 +63,11 @@ async fn get_invoice(
             to: month.end,
             organization: Some(organization.clone()),
         };
+        let id = organization.clone();
         let mut draft = Draft::new(&state, organization, month);
         source.lines(&wanted, |line| draft.push(&line).map_err(Fault::from))?;
-        Ok(draft.finish(Money::default(), freshness, clock::now())?)
+        let money = account::money(&state, &id, month.start, month.end);
+        Ok(draft.finish(money, freshness, clock::now())?)
     })
     .await?;
     if !is_page {

@@ -1,14 +1,16 @@
 //! The FOCUS 1.4 export: hourly lines → charges, as CSV or Parquet.
 //!
 //! One row per hour, API key, meter and endpoint; then, where they are not zero, one row per line for what rounding event by event left,
-//! and one for its markup or discount. Invariants, to the nano-dollar: `ListCost` of all rows sums to the lines' list cost, and
-//! `EffectiveCost` to what their organizations owe for them.
+//! and one for its markup or discount. Invariants, to the nano-dollar: `ListCost` of all rows of lines sums to their list cost, and
+//! `EffectiveCost` to what their organizations owe for them. Movements of credit follow, as far as the replicated state keeps them.
 //!
 //! | column | rule |
 //! |---|---|
 //! | `ChargeCategory` | tokens and requests `Usage`; rounding, markup and discount `Adjustment` |
+//! | | bought credit and its fee `Purchase`, what went back the same with `ChargeClass` `Correction`, what was given `Credit` |
 //! | `ListCost` = `ContractedCost` | `PricingQuantity` × `ListUnitPrice`, rounded once to a nano-dollar |
 //! | `EffectiveCost`, `BilledCost` | the same; with the organization's own credential 0, and what its provider bills at list price is in `x_UpstreamCost` |
+//! | prepaid | bought credit is billed at once and effective as it is used: its row has `EffectiveCost` 0, usage has `BilledCost` 0 |
 //! | `SkuPriceId` | price version and meter |
 //! | `x_RequestCount` | on one row of each line, so that it sums |
 
@@ -20,12 +22,13 @@ pub mod rows;
 #[cfg(test)]
 mod tests {
     use tollway_shared::cost::Charge;
-    use tollway_shared::ids::{PriceId, TeamId};
+    use tollway_shared::ids::{OrganizationId, PriceId, TeamId};
     use tollway_shared::money::NanoUsd;
     use tollway_shared::time::UnixMillis;
     use tollway_shared::tokens::TokenCounts;
 
     use super::*;
+    use crate::report::account::{Movement, MovementKind};
     use crate::report::line::Line;
     use crate::report::sample;
     use crate::state::samples;
@@ -55,6 +58,24 @@ mod tests {
         csv::header(&mut out).unwrap();
         for line in [line, own, discounted, marked_up, unanswered] {
             for row in rows::charges(&line, &state, UnixMillis(0)) {
+                csv::row(&mut out, &row).unwrap();
+            }
+        }
+        for (kind, amount, fee) in [
+            (MovementKind::TopUp, 100_000_000_000, 5_500_000_000),
+            (MovementKind::Refund, -10_000_000_000, 0),
+            (MovementKind::Grant, 5_000_000_000, 0),
+            (MovementKind::Adjustment, -1, 0),
+        ] {
+            let movement = Movement {
+                at: sample::NOON,
+                reference: "o/1".into(),
+                kind,
+                amount,
+                fee,
+            };
+            let organization = OrganizationId::trusted("o");
+            for row in rows::movement(&organization, &movement, &state, UnixMillis(0)) {
                 csv::row(&mut out, &row).unwrap();
             }
         }

@@ -1,10 +1,13 @@
 //! One line → its charges. Pure.
 
 use serde_json::json;
+use tollway_shared::credit::BillingMode;
 use tollway_shared::ids::OrganizationId;
+use tollway_shared::money::NANO_PER_USD;
 use tollway_shared::time::{Period, UnixMillis};
 
 use super::columns::{Nano, Row};
+use crate::report::account::{Movement, MovementKind};
 use crate::report::line::{HOUR_MS, Line};
 use crate::report::meter::{self, Meter, Metered};
 use crate::state::State;
@@ -25,6 +28,7 @@ const NANO_MILLIONS_PER_TOKEN: i128 = 1_000;
 /// - `final_before`: months that end before this are invoiced and carry their invoice's id.
 pub fn charges(line: &Line, state: &State, final_before: UnixMillis) -> Vec<Row> {
     let base = base(line, state, final_before);
+    let prepaid = is_prepaid(state, &line.path.organization);
     let mut rounding = i128::from(line.charge.total.0);
     let mut rows: Vec<Row> = meter::meters(line)
         .map(|metered| {
@@ -49,6 +53,70 @@ pub fn charges(line: &Line, state: &State, final_before: UnixMillis) -> Vec<Row>
         let text = if adjustment > 0 { "Markup" } else { "Discount" };
         rows.push(beside(&base, line, 0, adjustment, text));
     }
+    if prepaid {
+        // It was billed when the credit was bought.
+        rows.iter_mut().for_each(|row| row.billed_cost = Some(Nano(0)));
+    }
+    rows
+}
+
+fn is_prepaid(state: &State, organization: &OrganizationId) -> bool {
+    let billing = state.billing.get(organization);
+    billing.is_some_and(|kept| kept.value.mode == BillingMode::Prepaid)
+}
+
+/// The charges of a movement of credit: what was bought and its fee are purchases, what went back corrects one, what was given is a
+/// credit. Bought credit is billed at once and effective as it is used up.
+pub fn movement(
+    organization: &OrganizationId,
+    movement: &Movement,
+    state: &State,
+    final_before: UnixMillis,
+) -> Vec<Row> {
+    let base = Row {
+        charge_frequency: Some("One-Time".into()),
+        ..of_organization(organization, movement.at, state, final_before)
+    };
+    let row = |category: &str, text: &str, billed: i128, effective: i128| Row {
+        charge_category: Some(category.into()),
+        charge_description: Some(format!("{text} ({})", movement.reference)),
+        list_cost: Some(Nano(billed)),
+        contracted_cost: Some(Nano(billed)),
+        billed_cost: Some(Nano(billed)),
+        effective_cost: Some(Nano(effective)),
+        ..base.clone()
+    };
+    let priced = |sku: &str, unit: &str, quantity: i128, price: i128, row: Row| Row {
+        sku_id: Some(sku.into()),
+        sku_price_id: Some(sku.into()),
+        pricing_category: Some("Standard".into()),
+        pricing_quantity: Some(Nano(quantity)),
+        pricing_unit: Some(unit.into()),
+        list_unit_price: Some(Nano(price)),
+        contracted_unit_price: Some(Nano(price)),
+        ..row
+    };
+    let Movement {
+        kind, amount, fee, ..
+    } = movement;
+    let one = i128::from(NANO_PER_USD);
+    let first = match kind {
+        MovementKind::TopUp => {
+            let bought = row("Purchase", "Credits", *amount, 0);
+            priced("credits", "Credits", *amount, one, bought)
+        }
+        MovementKind::Refund => Row {
+            charge_class: Some("Correction".into()),
+            ..row("Purchase", "Credits given back", *amount, 0)
+        },
+        MovementKind::Grant => row("Credit", "Credits given", -amount, -amount),
+        MovementKind::Adjustment => row("Adjustment", "Correction of the balance", -amount, -amount),
+    };
+    let mut rows = vec![first];
+    if *fee != 0 {
+        let charged = row("Purchase", "Fee on credits", *fee, *fee);
+        rows.push(priced("platform-fee", "Fees", one, *fee, charged));
+    }
     rows
 }
 
@@ -59,11 +127,43 @@ pub fn invoice_id(organization: &OrganizationId, at: UnixMillis) -> String {
     format!("{organization}-{month}")
 }
 
+/// What all charges of an hour of an organization have in common.
+fn of_organization(
+    organization: &OrganizationId,
+    at: UnixMillis,
+    state: &State,
+    final_before: UnixMillis,
+) -> Row {
+    let text = |text: &str| Some(text.to_owned());
+    let name = state.organizations.get(organization);
+    let (start, end) = Period::Monthly.window(at);
+    let hour = UnixMillis(at.0 - at.0.rem_euclid(HOUR_MS));
+    Row {
+        billing_account_id: text(organization.as_str()),
+        billing_account_name: Some(
+            name.map_or_else(|| organization.to_string(), |kept| kept.value.name.clone()),
+        ),
+        billing_account_type: text("Organization"),
+        billing_currency: text(CURRENCY),
+        billing_period_start: Some(start),
+        billing_period_end: end,
+        charge_period_start: Some(hour),
+        charge_period_end: Some(hour.plus_ms(HOUR_MS)),
+        invoice_id: end
+            .filter(|end| *end <= final_before)
+            .map(|_| invoice_id(organization, at)),
+        invoice_issuer_name: text(OPERATOR),
+        service_category: text("AI and Machine Learning"),
+        service_subcategory: text("Generative AI"),
+        service_name: text(SERVICE),
+        service_provider_name: text(OPERATOR),
+        ..Row::default()
+    }
+}
+
 /// What all charges of a line have in common.
 fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
     let path = &line.path;
-    let (start, end) = Period::Monthly.window(line.hour);
-    let organization = state.organizations.get(&path.organization);
     let project = state.projects.get(&path.project);
     let key = state.keys.get(&path.key);
     let provider = state.providers.get(&line.provider);
@@ -75,29 +175,13 @@ fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
     };
     let text = |text: &str| Some(text.to_owned());
     Row {
-        billing_account_id: text(path.organization.as_str()),
-        billing_account_name: Some(
-            organization.map_or_else(|| path.organization.to_string(), |kept| kept.value.name.clone()),
-        ),
-        billing_account_type: text("Organization"),
-        billing_currency: text(CURRENCY),
-        billing_period_start: Some(start),
-        billing_period_end: end,
-        charge_period_start: Some(line.hour),
-        charge_period_end: Some(line.hour.plus_ms(HOUR_MS)),
         host_provider_name: Some(provider),
-        invoice_id: end
-            .filter(|end| *end <= final_before)
-            .map(|_| invoice_id(&path.organization, line.hour)),
         invoice_issuer_name: Some(seller.clone()),
         region_id: text(line.region.as_str()),
         region_name: text(line.region.as_str()),
         resource_id: text(path.key.as_str()),
         resource_name: Some(key.map_or_else(|| path.key.to_string(), |kept| kept.value.name.clone())),
         resource_type: text("API Key"),
-        service_category: text("AI and Machine Learning"),
-        service_subcategory: text("Generative AI"),
-        service_name: text(SERVICE),
         service_provider_name: Some(seller),
         sub_account_id: text(path.project.as_str()),
         sub_account_name: Some(
@@ -108,7 +192,7 @@ fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
         endpoint_id: text(line.endpoint.as_str()),
         model_id: text(line.model.as_str()),
         team_id: path.team.as_ref().map(ToString::to_string),
-        ..Row::default()
+        ..of_organization(&path.organization, line.hour, state, final_before)
     }
 }
 
@@ -213,7 +297,9 @@ fn details(line: &Line, meter: Meter) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tollway_proto::command::{Command, PutBilling};
     use tollway_shared::cost::Charge;
+    use tollway_shared::credit::Billing;
     use tollway_shared::money::NanoUsd;
     use tollway_shared::tokens::TokenCounts;
 
@@ -257,6 +343,32 @@ mod tests {
             assert_eq!(sums(&found), wanted, "{byok} {adjustment}");
             assert_eq!(found.len(), rows, "{found:#?}");
         }
+    }
+
+    #[test]
+    fn credit_is_billed_when_it_is_bought_and_effective_when_it_is_used() {
+        let mut state = samples::catalog();
+        let (line, organization) = (sample::line(), OrganizationId::trusted("o"));
+        let prepaid = PutBilling {
+            organization: organization.clone(),
+            billing: Billing {
+                mode: BillingMode::Prepaid,
+                ..Billing::default()
+            },
+        };
+        samples::run(&mut state, Command::PutBilling(prepaid));
+        let bought = Movement {
+            at: line.hour,
+            reference: "o/1".into(),
+            kind: MovementKind::TopUp,
+            amount: 10_000,
+            fee: 7,
+        };
+        let mut rows = charges(&line, &state, UnixMillis(0));
+        rows.extend(movement(&organization, &bought, &state, UnixMillis(0)));
+        let sum = |of: fn(&Row) -> Option<Nano>| rows.iter().filter_map(of).map(|nano| nano.0).sum();
+        let (billed, effective): (i128, i128) = (sum(|row| row.billed_cost), sum(|row| row.effective_cost));
+        assert_eq!((billed, effective), (10_007, i128::from(line.billed.0) + 7));
     }
 
     #[test]
