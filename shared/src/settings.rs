@@ -63,7 +63,7 @@ pub fn is_host_and_port(text: &str) -> bool {
         return false;
     };
     let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        Some(address) => address.parse::<core::net::Ipv6Addr>().is_ok(),
         None => {
             !host.is_empty()
                 && host

@@ -46,7 +46,7 @@ pub struct Writer {
 /// What opening came to.
 pub enum Opened {
     /// This replica writes. The flag says that the tables were made.
-    Writes(Writer, bool),
+    Writes(Box<Writer>, bool),
     /// Another replica writes, and is so far.
     Reads(Vec<Progress>),
 }
@@ -83,7 +83,7 @@ impl Writer {
             next_series,
             next_generation,
         };
-        Ok(Opened::Writes(writer, made))
+        Ok(Opened::Writes(Box::new(writer), made))
     }
 
     /// How far the store is.

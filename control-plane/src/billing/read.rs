@@ -23,7 +23,7 @@ pub const READERS: usize = 3;
 /// How long a query may take, its wait included.
 const WITHIN: Duration = Duration::from_secs(20);
 /// Most rows of one statement.
-const ROWS_MAX: usize = 2_000_000;
+pub(super) const ROWS_MAX: usize = 2_000_000;
 
 /// The rows of a statement.
 pub type Table = Vec<Vec<Value>>;

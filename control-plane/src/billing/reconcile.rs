@@ -10,6 +10,7 @@ use tollway_shared::tokens::TokenCounts;
 
 use super::cell::{Dimension, Sum};
 use super::query::{Field, Groups, Hours, Query, Value};
+use super::read;
 use crate::state::{State, usage};
 
 /// Differences that are told one by one; the rest are only counted.
@@ -73,7 +74,7 @@ pub fn question(from: Day, to: Day) -> Query {
         equal: Vec::new(),
         by: std::iter::once(Field::Day).chain(fields).collect(),
         after: None,
-        limit: usize::MAX - 1,
+        limit: read::ROWS_MAX, // more is an error, never a part
         latencies: false,
     }
 }

@@ -35,9 +35,7 @@ impl Writer {
             Place::Server(server) => {
                 let runtime = Handle::current();
                 match postgres::Writer::open(&runtime, server, cluster)? {
-                    postgres::Opened::Writes(writer, made) => {
-                        Ok(Opened::Writes(Self::Server(Box::new(writer)), made))
-                    }
+                    postgres::Opened::Writes(writer, made) => Ok(Opened::Writes(Self::Server(writer), made)),
                     postgres::Opened::Reads(progress) => Ok(Opened::Reads(progress)),
                 }
             }
