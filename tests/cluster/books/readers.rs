@@ -17,9 +17,9 @@ use super::flood::{Cell, Sums};
 /// Cells by organization, key, model, hour.
 pub(crate) type Cells = BTreeMap<Cell, Sums>;
 
-/// What the billing store calls the sums. What is billed is not compared there ([`without_billed`]): its rows state the list price.
+/// What the billing store calls the sums.
 const STORED: &str = "sum(requests), sum(tokens_input), sum(tokens_input_cache_read), sum(tokens_input_cache_write), \
-    sum(tokens_output), sum(tokens_output_reasoning), sum(charge), 0";
+    sum(tokens_output), sum(tokens_output_reasoning), sum(charge), sum(billed)";
 /// What the example consumers call them.
 const CONSUMED: &str = "sum(requests), sum(input), sum(input_cache_read), sum(input_cache_write), \
     sum(output), sum(output_reasoning), sum(cost_nano), sum(billed_nano)";
@@ -198,17 +198,6 @@ pub(crate) fn by_day(cells: &Cells) -> Cells {
         }
     }
     days
-}
-
-/// Cells with nothing billed.
-pub(crate) fn without_billed(cells: &Cells) -> Cells {
-    let without = |&[requests, input, read, write, output, reasoning, charge, _]: &Sums| {
-        [requests, input, read, write, output, reasoning, charge, 0]
-    };
-    cells
-        .iter()
-        .map(|(cell, sums)| (cell.clone(), without(sums)))
-        .collect()
 }
 
 /// How many cells differ, as an error with the first of them.
