@@ -3,7 +3,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | [`line`] | an hourly sum |
+//! | [`mod@line`] | an hourly sum |
 //! | [`meter`] | a sum by meter: what was charged, and counts × price |
 //! | [`account`] | what an organization's account says of a stretch of time |
 //! | [`focus`] | the FOCUS 1.4 export |
