@@ -42,7 +42,7 @@ pub(crate) fn holds(world: &World, state: &State) -> Result<(), String> {
         let costs = found
             .iter()
             .filter(|(cell, _)| kept.value.scope.covers(&cell.path));
-        let expected: i64 = costs.map(|(_, sums)| sums.cost.0).sum();
+        let expected: i64 = costs.map(|(_, sums)| sums.billed.0).sum();
         if spent != expected {
             return Err(format!(
                 "budget `{}` has recorded {spent}, its tenants spent {expected}",
