@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tollway_proto::lease::{LINES_MAX, LeaseAnswer, LeaseCall};
 use tollway_shared::ids::{BudgetId, Incarnation};
 use tollway_shared::lease::holder::Holder;
-use tollway_shared::lease::message::{Answer, Ask, Closing, Confirmed, Recall, Report, Verdict};
+use tollway_shared::lease::message::{Answer, Ask, Closing, Confirmed, Recall, Report, Verdict, Want};
 use tollway_shared::time::UnixMillis;
 
 use super::desk::{Desk, Inbox, Lines, Waiting};
@@ -318,7 +318,7 @@ impl Keeper {
             Step::ToppedUp(answer) => {
                 self.topping_up = self.topping_up.saturating_sub(1);
                 if let Some(LeaseAnswer::Answer(answer)) = self.heard(answer) {
-                    self.take(&answer);
+                    self.take(&[], &answer);
                 }
             }
             Step::Reported(report, answer) => {
@@ -391,7 +391,7 @@ impl Keeper {
             // True of all of them together; what one of them may have is asked next.
             answer.verdict = Verdict::Recalling(want.budget.clone());
         }
-        self.take(&answer);
+        self.take(&ask.wants, &answer);
         let gone = match verdict {
             _ if split => return self.ask(budgets),
             Verdict::Granted | Verdict::Exhausted(_) => None,
@@ -412,7 +412,8 @@ impl Keeper {
         }
     }
 
-    fn take(&mut self, answer: &Answer) {
+    /// - `wants`: what was asked for, if a request waits for it.
+    fn take(&mut self, wants: &[Want], answer: &Answer) {
         if let Verdict::Unknown(budget) = &answer.verdict {
             if self.gone.len() >= GONE_MAX {
                 self.gone.clear();
@@ -422,7 +423,7 @@ impl Keeper {
         for grant in &answer.grants {
             self.gone.remove(&grant.budget);
         }
-        self.holder.take(answer, self.now());
+        self.holder.take_for(wants, answer, self.now());
         self.written.publish_new(&self.holder, &answer.grants);
     }
 

@@ -165,7 +165,10 @@ impl Books {
                     member.untold.insert(want.budget.clone());
                 }
             }
-            grants.push(account.shown(&want.budget, ask.incarnation, short));
+            let mut shown = account.shown(&want.budget, ask.incarnation, short);
+            // Before it is refused a node spends its own reserve: what is free may be too little without it.
+            shown.open |= verdict == Verdict::Exhausted(want.budget.clone());
+            grants.push(shown);
         }
         let answer = Answer {
             incarnation: ask.incarnation,

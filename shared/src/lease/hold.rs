@@ -179,24 +179,53 @@ fn short(levels: &[Level<'_>], place: usize, claim: &Claim, now: UnixMillis, rea
     let clamps = level.terms.mode == Mode::Clamp;
     if let Some(most) = level.terms.per_request_max.filter(|most| worst > *most) {
         return if clamps && claim.least.of(unit) <= most {
-            Short::Clamp(room(levels, claim, now, reach))
+            clamp(levels, claim, now, reach)
         } else {
             Short::PerRequest { level: place, most }
         };
     }
-    match level.slice {
-        Some(slice) if slice.current(now, reach) && slice.dry(now) => {
-            if clamps && slice.room(reach) >= claim.least.of(unit) {
-                Short::Clamp(room(levels, claim, now, reach))
-            } else {
-                Short::Spent {
-                    level: place,
-                    resets_at: slice.ends_at,
-                }
-            }
+    let Some(slice) = level.slice.filter(|slice| slice.current(now, reach)) else {
+        return ask(levels, claim, now, reach);
+    };
+    let least = if clamps { claim.least.of(unit) } else { worst };
+    if clamps && slice.room(reach) >= least && at_the_end(slice, now, worst) {
+        clamp(levels, claim, now, reach)
+    } else if slice.dry(now, least) {
+        Short::Spent {
+            level: place,
+            resets_at: slice.ends_at,
         }
-        _ => Short::Lease(wants(levels, claim, reach)),
+    } else {
+        ask(levels, claim, now, reach)
     }
+}
+
+/// What to clamp to, if the least fits on every level that clamps; else what to do about the first on which it does not.
+fn clamp(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> Short {
+    for (place, level) in levels.iter().enumerate() {
+        let unit = level.terms.unit;
+        let ends = |slice: &&Arc<Slice>| {
+            level.terms.mode == Mode::Clamp && at_the_end(slice, now, claim.worst.of(unit))
+        };
+        let least = claim.least.of(unit);
+        let Some(slice) = level.slice.filter(ends).filter(|slice| slice.room(reach) < least) else {
+            continue;
+        };
+        if slice.dry(now, least) {
+            let resets_at = slice.ends_at;
+            return Short::Spent {
+                level: place,
+                resets_at,
+            };
+        }
+        return ask(levels, claim, now, reach);
+    }
+    Short::Clamp(room(levels, claim, now, reach))
+}
+
+/// Whether nothing more of this much is to be had at once.
+fn at_the_end(slice: &Slice, now: UnixMillis, amount: i64) -> bool {
+    slice.short(now) || slice.dry(now, amount)
 }
 
 /// The claim, lowered to what clamping levels have left. A level that may still be granted more does not lower it.
@@ -206,11 +235,34 @@ fn room(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> A
         if let Some(ceiling) = level.terms.per_request_max {
             most.lower(level.terms.unit, ceiling);
         }
-        if let Some(slice) = level.slice.filter(|slice| slice.dry(now)) {
-            most.lower(level.terms.unit, slice.room(reach).max(0));
+        let unit = level.terms.unit;
+        let ends = |slice: &&Arc<Slice>| at_the_end(slice, now, claim.worst.of(unit));
+        if let Some(slice) = level.slice.filter(ends) {
+            most.lower(unit, slice.room(reach).max(0));
         }
     }
     most
+}
+
+/// Asks for a whole path, unless a level of it is known to be spent: that one would have all of them refused again and again.
+fn ask(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> Short {
+    for (place, level) in levels.iter().enumerate() {
+        let unit = level.terms.unit;
+        let least = match level.terms.mode {
+            Mode::Soft => continue,
+            Mode::Clamp => claim.least.of(unit),
+            Mode::Hard => claim.worst.of(unit),
+        };
+        let slice = level.slice.filter(|slice| slice.current(now, reach));
+        if let Some(slice) = slice.filter(|slice| slice.room(reach) < least && slice.dry(now, least)) {
+            let resets_at = slice.ends_at;
+            return Short::Spent {
+                level: place,
+                resets_at,
+            };
+        }
+    }
+    Short::Lease(wants(levels, claim, reach))
 }
 
 /// The ask for a whole path.

@@ -13,7 +13,7 @@ use super::message::{
     Answer, Ask, ClosedLine, Closing, Confirmed, Epoch, Grant, Line, Recall, Report, Verdict, WANTS_MAX, Want,
 };
 use super::size::LEASE_SECONDS;
-use super::slice::{DRY_MS, Numbers, Reach, Slice};
+use super::slice::{Numbers, Reach, Slice};
 use crate::ids::{BudgetId, Incarnation};
 use crate::time::UnixMillis;
 
@@ -126,16 +126,36 @@ impl Holder {
 
     /// Merges an answer. Old and repeated ones are harmless.
     pub fn take(&mut self, answer: &Answer, now: UnixMillis) {
+        self.take_for(&[], answer, now);
+    }
+
+    /// The same, of an ask for these wants: a refusal is one for those who want as much.
+    pub fn take_for(&mut self, wants: &[Want], answer: &Answer, now: UnixMillis) {
         if answer.incarnation != self.incarnation {
             return;
         }
+        let reserve = |holder: &Self, budget| {
+            let slice = holder.slices.get(budget);
+            slice.is_some_and(|slice| slice.numbers().reserve > 0)
+        };
+        // Who was refused while there was a reserve asks again, with what that was.
+        let reserved = match &answer.verdict {
+            Verdict::Exhausted(budget) => reserve(self, budget),
+            _ => false,
+        };
         for grant in &answer.grants {
             self.merge(grant, answer.serial, now);
         }
         match &answer.verdict {
+            Verdict::Exhausted(budget) if reserved && !reserve(self, budget) => {
+                if let Some(slice) = self.slices.get(budget) {
+                    slice.forget_dry();
+                }
+            }
             Verdict::Exhausted(budget) => {
                 if let Some(slice) = self.slices.get(budget) {
-                    slice.set_dry(now.plus_ms(DRY_MS));
+                    let want = wants.iter().find(|want| want.budget == *budget);
+                    slice.set_dry(now, want.map_or(0, |want| want.least));
                 }
             }
             Verdict::Fenced => self.fenced = true,

@@ -98,7 +98,7 @@ pub struct Grant {
     pub returned: i64,
     /// The part of `granted` that was given for the time without a control plane: a connected node leaves it alone. Counter.
     pub reserve: i64,
-    /// Nothing is free any more: the node may use what it has of the reserve.
+    /// Nothing is free any more, or not as much as was asked for: the node may use what it has of the reserve.
     pub open: bool,
     /// Whether a waiting request wants more than this and there is none: a clamping budget clamps now.
     pub short: bool,

@@ -46,6 +46,10 @@ pub struct Slice {
     recall: AtomicI64,
     /// Until when a lack is a refusal, unix milliseconds.
     dry_until: AtomicI64,
+    /// The least that was refused: what wants less may still get it.
+    dry_from: AtomicI64,
+    /// Until when a request that can be clamped is, unix milliseconds.
+    short_until: AtomicI64,
     /// Until when the window counts as current, unix milliseconds.
     good_until: AtomicI64,
     /// Spend per second.
@@ -77,6 +81,10 @@ pub struct Numbers {
     pub recall: i64,
     /// Until when a lack is a refusal.
     pub dry_until: UnixMillis,
+    /// The least that was refused.
+    pub dry_from: i64,
+    /// Until when a request that can be clamped is.
+    pub short_until: UnixMillis,
     /// Until when the window counts as current.
     pub good_until: UnixMillis,
     /// Spend per second.
@@ -103,6 +111,8 @@ impl Slice {
             // Recalls of a time when this slice was not there have nothing to take.
             recall: grant.recall,
             dry_until: UnixMillis(i64::MIN),
+            dry_from: 0,
+            short_until: UnixMillis(i64::MIN),
             good_until: UnixMillis(grant.ends_at.map_or(i64::MAX, |end| end.0)),
             burn: 0,
         })
@@ -122,6 +132,8 @@ impl Slice {
             reserved: AtomicI64::new(numbers.reserved),
             recall: AtomicI64::new(numbers.recall),
             dry_until: AtomicI64::new(numbers.dry_until.0),
+            dry_from: AtomicI64::new(numbers.dry_from),
+            short_until: AtomicI64::new(numbers.short_until.0),
             good_until: AtomicI64::new(numbers.good_until.0),
             burn: AtomicI64::new(numbers.burn),
         }
@@ -141,6 +153,8 @@ impl Slice {
             reserved: self.reserved.load(Relaxed),
             recall: self.recall.load(Relaxed),
             dry_until: UnixMillis(self.dry_until.load(Relaxed)),
+            dry_from: self.dry_from.load(Relaxed),
+            short_until: UnixMillis(self.short_until.load(Relaxed)),
             good_until: UnixMillis(self.good_until.load(Relaxed)),
             burn: self.burn.load(Relaxed),
         }
@@ -163,9 +177,14 @@ impl Slice {
         reach == Reach::Lost || now.0 < self.good_until.load(Relaxed)
     }
 
-    /// Whether the control plane has said lately that there is no more.
-    pub fn dry(&self, now: UnixMillis) -> bool {
-        now.0 < self.dry_until.load(Relaxed)
+    /// Whether the control plane has said lately that there is not this much more, not even at other nodes.
+    pub fn dry(&self, now: UnixMillis, amount: i64) -> bool {
+        lately(&self.dry_until, now) && amount >= self.dry_from.load(Relaxed)
+    }
+
+    /// Whether it has said lately that it has given all it had at hand: a request that can be clamped is, if what there is will do.
+    pub fn short(&self, now: UnixMillis) -> bool {
+        lately(&self.short_until, now)
     }
 
     /// Sets `amount` aside, if there is that much.
@@ -213,18 +232,32 @@ impl Slice {
             self.reserve.store(0, Relaxed);
         }
         self.obey(grant.recall, grant.recall_amount);
+        if grant.granted > before {
+            self.forget_dry();
+            self.short_until.store(i64::MIN, Relaxed);
+        }
         if grant.short {
-            self.dry_until.store(now.plus_ms(DRY_MS).0, Relaxed);
-        } else if grant.granted > before {
-            self.dry_until.store(i64::MIN, Relaxed);
+            self.short_until.store(now.plus_ms(DRY_MS).0, Relaxed);
         }
         if self.ends_at.is_some_and(|end| end <= now) {
             self.good_until.store(now.plus_ms(GRACE_MS).0, Relaxed);
         }
     }
 
-    pub(super) fn set_dry(&self, until: UnixMillis) {
-        self.dry_until.store(until.0, Relaxed);
+    /// The control plane has refused this much.
+    pub(super) fn set_dry(&self, now: UnixMillis, amount: i64) {
+        let from = if lately(&self.dry_until, now) {
+            self.dry_from.load(Relaxed).min(amount)
+        } else {
+            amount
+        };
+        self.dry_from.store(from, Relaxed);
+        self.dry_until.store(now.plus_ms(DRY_MS).0, Relaxed);
+    }
+
+    /// There is more than when it was refused.
+    pub(super) fn forget_dry(&self) {
+        self.dry_until.store(i64::MIN, Relaxed);
     }
 
     pub(super) fn set_burn(&self, burn: i64) {
@@ -266,4 +299,10 @@ impl Slice {
             burn: numbers.burn,
         }
     }
+}
+
+/// Whether it is before an end that was set at most [`DRY_MS`] ago: a clock that was put back must not make it an hour.
+fn lately(until: &AtomicI64, now: UnixMillis) -> bool {
+    let left = until.load(Relaxed).saturating_sub(now.0);
+    0 < left && left <= DRY_MS
 }

@@ -10,6 +10,7 @@
 //! | [`model`] | small worlds, exhaustively |
 //! | [`walk`] | larger worlds, by random walks |
 //! | [`contend`] | many nodes that want the last of a budget, with slow messages |
+//! | [`refusals`] | what a node takes for a refusal |
 //! | [`threads`], [`cost`] | slices under many cores, and what a hold costs with a million keys |
 //!
 //! Why an explorer of our own and not `stateright` (0.31, MIT): the promise that no money is lost for ever is of the form "from
@@ -24,6 +25,7 @@ mod explore;
 mod model;
 mod plant;
 mod properties;
+mod refusals;
 mod steps;
 mod threads;
 mod walk;
