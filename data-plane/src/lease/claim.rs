@@ -73,18 +73,19 @@ impl Rates {
             .unwrap_or(NanoUsd(i64::MAX))
     }
 
-    /// The most completion tokens that `money` pays for besides the prompt.
+    /// The most completion tokens that `money` pays for besides the prompt: as many as [`Rates::cost`] lets fit.
     fn completion(&self, prompt: u64, money: NanoUsd) -> u64 {
         if self.owed_bps == 0 {
             return u64::MAX;
         }
-        let list = i128::from(money.0.max(0)) * ONE / self.owed_bps;
-        let rest = list - i128::from(self.list(prompt, 0).0);
         match self.output {
-            _ if rest < 0 => 0,
+            _ if self.cost(prompt, 0) > money => 0,
             Price(price) if price <= 0 => u64::MAX,
             Price(price) => {
-                let rest = (rest - i128::from(ROUNDING)).max(0);
+                let input = self.input.charge_up(prompt).unwrap_or(NanoUsd(i64::MAX));
+                let besides = i128::from(input.0) + i128::from(self.request.0) + i128::from(ROUNDING);
+                let list = i128::from(money.0.max(0)) * ONE / self.owed_bps;
+                let rest = (list - besides).max(0);
                 u64::try_from(rest * UNITS_PER_PRICE / i128::from(price)).unwrap_or(u64::MAX)
             }
         }
@@ -187,6 +188,20 @@ mod tests {
         let claim = bounds(None, vec![cheap, dear]).claim();
         assert_eq!(claim.worst.money, NanoUsd(30 + 900 + 7 + ROUNDING));
         assert_eq!(claim.worst.tokens, 210);
+    }
+
+    /// What the least claims is granted to the nano-dollar at a budget's end: an answer of one token must fit into it.
+    #[test]
+    fn the_least_is_enough_for_one_token() {
+        for (input, output) in [(1_000_000, 2_000_000), (0, 7), (3, 1), (5_000_000_000, 999_999)] {
+            let bounds = bounds(None, vec![Rates::of(&prices(input, output, None, None), 100)]);
+            let one = Bounds { answers: 1, ..bounds };
+            let least = one.claim().least;
+            assert!(
+                one.cap_within(&least) >= Some(1),
+                "{input} and {output}: {least:?}"
+            );
+        }
     }
 
     #[test]
