@@ -10,6 +10,7 @@
 //! | `durable` | files that take the place of others |
 //! | `extent` | how far a writer's spool has come |
 //! | `segment` | files and how they are read |
+//! | [`by_hand`] | all that without threads, for simulations |
 //! | `recover` | intents of a life that ended: one `interrupted` event each |
 //! | `shipper`, `stream` | in order, until delivered, re-reading the disk after every fault |
 //! | `sink`, `kafka`, `file` | where events go |
@@ -17,6 +18,7 @@
 //! Invariant: a request whose intent was taken has exactly one event, whatever dies when; sequences per writer and partition are
 //! dense, and mean one event each.
 
+pub mod by_hand;
 #[cfg(test)]
 mod disk_tests;
 mod durable;
