@@ -8,6 +8,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | [`budget`] | leased budgets: many more seeds of a smaller world |
 //! | [`world`] | a run from the first message to the last check |
 //! | [`replicas`], [`network`] | the control plane, and what happens to its messages |
 //! | [`nodes`], [`push`] | data-plane nodes and the streams to them |
@@ -18,6 +19,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod budget;
 mod catalog;
 mod clients;
 mod entropy;
@@ -88,18 +90,14 @@ impl Report {
 }
 
 /// Runs a seed in a process of its own.
-fn process(seed: u64, plant: Option<Planted>) -> Report {
+///
+/// - `test`: the ignored test that is one seed. `plant`: the name of the bug that is put in.
+fn process(test: &str, seed: u64, plant: Option<String>) -> Report {
     let mut command = Command::new(std::env::current_exe().expect("a test has a binary"));
-    command.args([
-        "one_seed",
-        "--exact",
-        "--ignored",
-        "--nocapture",
-        "--test-threads=1",
-    ]);
+    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
     command.env("TOLLWAY_SEED", seed.to_string());
     match plant {
-        Some(bug) => command.env("TOLLWAY_SIM_PLANT", format!("{bug:?}")),
+        Some(bug) => command.env("TOLLWAY_SIM_PLANT", bug),
         None => command.env_remove("TOLLWAY_SIM_PLANT"),
     };
     {
@@ -120,6 +118,34 @@ fn process(seed: u64, plant: Option<Planted>) -> Report {
         verdict: verdict.to_owned(),
         output,
     }
+}
+
+/// A seed of the whole cluster.
+fn cluster(seed: u64, plant: Option<Planted>) -> Report {
+    process("one_seed", seed, plant.map(|bug| format!("{bug:?}")))
+}
+
+/// Runs seeds, some at a time. Returns those that broke a promise, in order.
+fn seeds(seeds: std::ops::Range<u64>, run: impl Fn(u64) -> Report + Sync) -> Vec<(u64, Report)> {
+    let (waiting, failed) = (Mutex::new(seeds), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let Some(seed) = waiting.lock().unwrap().next() else {
+                        return;
+                    };
+                    let report = run(seed);
+                    if !report.verdict.starts_with("kept ") {
+                        failed.lock().unwrap().push((seed, report));
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner().unwrap();
+    failed.sort_by_key(|(seed, _)| *seed);
+    failed
 }
 
 /// How to see a failure again.
@@ -173,30 +199,15 @@ fn every_promise_holds_under_faults_and_everything_heals_afterwards() {
     let first = number("TOLLWAY_SEED").unwrap_or(1);
     let count = number("TOLLWAY_SIM_SEEDS").unwrap_or(if first == 1 { SEEDS } else { 1 });
     println!("seeds {first}..{}", first + count);
-    let waiting = Mutex::new(first..first + count);
-    let failed = Mutex::new(Vec::new());
     let reached = Mutex::new([("installs", 0), ("reverted", 0)]);
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(|| {
-                loop {
-                    let Some(seed) = waiting.lock().unwrap().next() else {
-                        return;
-                    };
-                    let report = process(seed, None);
-                    println!("seed {seed}: {}", report.verdict);
-                    for (name, sum) in &mut *reached.lock().unwrap() {
-                        *sum += report.figure(name);
-                    }
-                    if !report.verdict.starts_with("kept ") {
-                        failed.lock().unwrap().push((seed, report));
-                    }
-                }
-            });
+    let failed = seeds(first..first + count, |seed| {
+        let report = cluster(seed, None);
+        println!("seed {seed}: {}", report.verdict);
+        for (name, sum) in &mut *reached.lock().unwrap() {
+            *sum += report.figure(name);
         }
+        report
     });
-    let mut failed = failed.into_inner().unwrap();
-    failed.sort_by_key(|(seed, _)| *seed);
     if let Some((seed, report)) = failed.first() {
         must_be_kept(*seed, report);
     }
@@ -211,13 +222,13 @@ fn every_promise_holds_under_faults_and_everything_heals_afterwards() {
 
 #[test]
 fn a_seed_runs_the_same_way_every_time() {
-    let first = process(3, None);
+    let first = cluster(3, None);
     must_be_kept(3, &first);
-    let again = process(3, None);
+    let again = cluster(3, None);
     assert_eq!(first.verdict, again.verdict);
     assert_ne!(
         first.verdict,
-        process(4, None).verdict,
+        cluster(4, None).verdict,
         "the trace says nothing about the run"
     );
 }
@@ -225,7 +236,7 @@ fn a_seed_runs_the_same_way_every_time() {
 /// Runs seeds until the bug shows; the same seed without it must be clean.
 fn is_found(bug: Planted) {
     for seed in 1..=SEEDS_TO_FIND {
-        let report = process(seed, Some(bug));
+        let report = cluster(seed, Some(bug));
         if report.verdict.starts_with("kept ") {
             continue;
         }
@@ -239,7 +250,7 @@ fn is_found(bug: Planted) {
             bug.caught_by(),
             report.output
         );
-        return must_be_kept(seed, &process(seed, None));
+        return must_be_kept(seed, &cluster(seed, None));
     }
     panic!("{bug:?} was not found by any of {SEEDS_TO_FIND} seeds");
 }
