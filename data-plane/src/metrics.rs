@@ -33,6 +33,8 @@ pub const FAILOVERS_TOTAL: &str = "tollway_failovers_total";
 pub const CONNECTIONS: &str = "tollway_connections";
 /// Connections closed by a deadline or a cap, by `reason`: `deadline`, `cap`, `address` (too many of one address).
 pub const CONNECTIONS_REFUSED_TOTAL: &str = "tollway_connections_refused_total";
+/// Answers whose caller left that were not read on, because so many are already.
+pub const DRAINS_REFUSED_TOTAL: &str = "tollway_drains_refused_total";
 /// Requests that ended in a panic. Must stay 0.
 pub const PANICS_TOTAL: &str = "tollway_panics_total";
 /// The revision in use.
@@ -117,6 +119,10 @@ fn describe() {
         CONNECTIONS_REFUSED_TOTAL,
         "Connections closed by a deadline or a cap"
     );
+    metrics::describe_counter!(
+        DRAINS_REFUSED_TOTAL,
+        "Answers that were not read on for callers who left, because too many are"
+    );
     metrics::describe_counter!(PANICS_TOTAL, "Requests that ended in a panic");
     metrics::describe_gauge!(SNAPSHOT_VERSION, "The revision in use");
     metrics::describe_gauge!(
@@ -161,6 +167,8 @@ pub struct Meters {
     pub connections: Gauge,
     /// Panics.
     pub panics: Counter,
+    /// [`DRAINS_REFUSED_TOTAL`].
+    pub drain_refused: Counter,
     endpoints: RefCell<HashMap<EndpointId, EndpointMeters>>,
     ends: RefCell<HashMap<(EndpointId, u16, &'static str), Counter>>,
     attempts: RefCell<HashMap<(EndpointId, &'static str), Counter>>,
@@ -169,7 +177,7 @@ pub struct Meters {
 struct EndpointMeters {
     duration: Histogram,
     first_token: Histogram,
-    tokens: [Counter; 5],
+    tokens: [Counter; 6],
     cost: Counter,
 }
 
@@ -179,6 +187,7 @@ impl Default for Meters {
             overhead: histogram!(OVERHEAD, "endpoint" => CHAT),
             connections: gauge!(CONNECTIONS),
             panics: counter!(PANICS_TOTAL),
+            drain_refused: counter!(DRAINS_REFUSED_TOTAL),
             endpoints: RefCell::default(),
             ends: RefCell::default(),
             attempts: RefCell::default(),
@@ -233,7 +242,7 @@ impl Meters {
             EndpointMeters {
                 duration: histogram!(REQUEST_DURATION, &labels()),
                 first_token: histogram!(FIRST_TOKEN, &labels()),
-                tokens: ["input", "input_cache_read", "input_cache_write", "output", "output_reasoning"].map(tokens),
+                tokens: ["input", "input_cache_read", "input_cache_write", "input_cache_write_1h", "output", "output_reasoning"].map(tokens),
                 cost: counter!(COST_TOTAL, "provider" => provider.to_owned(), "model" => model.to_owned(), "kind" => "charged"),
             }
         });
@@ -246,6 +255,7 @@ impl Meters {
             used.input,
             used.input_cache_read,
             used.input_cache_write,
+            used.input_cache_write_1h,
             used.output,
             used.output_reasoning,
         ];

@@ -21,6 +21,7 @@ pub(crate) fn provider(id: &str, dialect: Dialect, base_url: &str) -> Provider {
         private_network: true,
         stream_usage: dialect == Dialect::OpenAi,
         bills_after_cancel: false,
+        on_disconnect: None,
         connect_timeout_ms: 1_000,
         first_byte_timeout_ms: 1_000,
         idle_timeout_ms: 1_000,
@@ -37,6 +38,7 @@ pub(crate) fn endpoint(provider: &str, rank: u32) -> Endpoint {
         upstream_model: "b-1".into(),
         region: None,
         max_output_tokens: None,
+        on_disconnect: None,
         rank,
         enabled: true,
     }
@@ -48,14 +50,7 @@ pub(crate) fn price(provider: &str, dollars: i64) -> PriceVersion {
         id: PriceId::trusted(format!("price-{provider}")),
         endpoint: EndpointId::trusted(format!("{provider}/a/b")),
         effective_from: UnixMillis(0),
-        prices: Prices {
-            input: Price(dollars * 1_000_000_000),
-            output: Price(dollars * 1_000_000_000),
-            input_cache_read: None,
-            input_cache_write: None,
-            output_reasoning: None,
-            request: None,
-        },
+        prices: Prices::flat(Price(dollars * 1_000_000_000), Price(dollars * 1_000_000_000)),
     }
 }
 

@@ -96,10 +96,11 @@ CREATE FUNCTION IF NOT EXISTS tollway_usage AS (json) -> JSONExtract(json, 'Tupl
     tenant Tuple(organization String, team String, project String, key String), user String,
     requested_model String, model String, endpoint String, provider String, dialect String, stream Bool,
     end String, status UInt16, fault String, finish_reason String,
-    tokens Tuple(input UInt64, input_cache_read UInt64, input_cache_write UInt64, output UInt64, output_reasoning UInt64),
+    tokens Tuple(input UInt64, input_cache_read UInt64, input_cache_write UInt64,
+        input_cache_write_1h UInt64, output UInt64, output_reasoning UInt64),
     usage_source String, estimator String, revision UInt64, price_version String,
-    charge Tuple(input String, input_cache_read String, input_cache_write String, output String, output_reasoning String,
-        request String, total String),
+    charge Tuple(input String, input_cache_read String, input_cache_write String, input_cache_write_1h String,
+        output String, output_reasoning String, request String, total String),
     byok Bool, free Bool, adjustment Tuple(bps Int32, amount String), billed String)');
 
 -- Why a record is not counted; empty when it is. `lies_in`: the partition that the record was read from. `type`: its ce_type, if read.
@@ -142,12 +143,13 @@ SELECT
     e.provider AS provider, e.dialect AS dialect, e.stream AS stream, e.end AS end, e.status AS status,
     e.fault AS fault, e.finish_reason AS finish_reason,
     e.tokens.input AS input, e.tokens.input_cache_read AS input_cache_read,
-    e.tokens.input_cache_write AS input_cache_write, e.tokens.output AS output,
+    e.tokens.input_cache_write + e.tokens.input_cache_write_1h AS input_cache_write, e.tokens.output AS output,
     e.tokens.output_reasoning AS output_reasoning,
     e.usage_source AS usage_source, e.estimator AS estimator, e.revision AS revision, e.price_version AS price_version,
     assumeNotNull(tollway_usd(e.charge.input)) AS cost_input,
     coalesce(tollway_usd(e.charge.input_cache_read), 0) AS cost_input_cache_read,
-    coalesce(tollway_usd(e.charge.input_cache_write), 0) AS cost_input_cache_write,
+    coalesce(tollway_usd(e.charge.input_cache_write), 0) + coalesce(tollway_usd(e.charge.input_cache_write_1h), 0)
+        AS cost_input_cache_write,
     assumeNotNull(tollway_usd(e.charge.output)) AS cost_output,
     coalesce(tollway_usd(e.charge.output_reasoning), 0) AS cost_output_reasoning,
     coalesce(tollway_usd(e.charge.request), 0) AS cost_request,

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use tollway_proto::spool::OutcomeRecord;
 use tollway_proto::usage::{DATA_SCHEMA, EVENT_TYPE, EndState, TOPIC, UsageEvent, UsageSource};
-use tollway_shared::cost;
+use tollway_shared::cost::{self, Tier};
 use tollway_shared::time::UnixMillis;
 
 const SCHEMA: &str = include_str!("../usage-event.v1.schema.json");
@@ -34,7 +34,17 @@ fn events() -> Vec<UsageEvent> {
         rich.estimator = Some("bytes/4".into());
         rich.prices.request = Some(tollway_shared::money::NanoUsd(1));
         rich.prices.input_cache_write = Some(rich.prices.input);
+        rich.prices.input_cache_write_1h = Some(rich.prices.input);
         rich.prices.output_reasoning = Some(rich.prices.output);
+        rich.prices.tiers = vec![Tier {
+            above_prompt_tokens: 1,
+            input: rich.prices.output,
+            output: rich.prices.output,
+            input_cache_read: Some(rich.prices.input),
+            input_cache_write: None,
+            input_cache_write_1h: None,
+            output_reasoning: None,
+        }];
         let mut poor = full.clone();
         poor.end = end;
         poor.usage_source = if end == EndState::Failed {

@@ -39,6 +39,32 @@ pub enum AuthScheme {
     None,
 }
 
+/// What becomes of an answer whose caller hangs up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnDisconnect {
+    /// The request is cancelled at once.
+    Abort,
+    /// It is read on, for the provider's own counts, and cancelled where it does not end within either bound.
+    Drain {
+        /// Milliseconds since the caller left.
+        cap_ms: u32,
+        /// Completion tokens since then; none: as many as come in that time.
+        cap_tokens: Option<u32>,
+    },
+    /// It is read to its end.
+    DrainFully,
+}
+
+/// What becomes of an answer of this endpoint at its provider when the caller hangs up.
+pub fn on_disconnect(endpoint: &Endpoint, provider: &Provider) -> OnDisconnect {
+    let told = endpoint.on_disconnect.or(provider.on_disconnect);
+    told.unwrap_or(if provider.bills_after_cancel {
+        OnDisconnect::DrainFully
+    } else {
+        OnDisconnect::Abort
+    })
+}
+
 /// A company or server that answers model requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provider {
@@ -56,8 +82,11 @@ pub struct Provider {
     pub private_network: bool,
     /// Whether streamed requests may carry `stream_options.include_usage`.
     pub stream_usage: bool,
-    /// Whether the provider keeps generating, and billing, after a caller hangs up.
+    /// Whether the provider keeps generating, and billing, after a request is cancelled.
     pub bills_after_cancel: bool,
+    /// What becomes of an answer whose caller hangs up, unless the endpoint says so itself. None: it is read on where the provider
+    /// bills all of it anyway, and cancelled elsewhere.
+    pub on_disconnect: Option<OnDisconnect>,
     /// TCP and TLS connect deadline in milliseconds.
     pub connect_timeout_ms: u32,
     /// Deadline from the request's last byte to the answer's first, in milliseconds.
@@ -128,6 +157,8 @@ pub struct Endpoint {
     pub region: Option<Region>,
     /// Most completion tokens per request, when the provider caps them.
     pub max_output_tokens: Option<u32>,
+    /// What becomes of an answer whose caller hangs up; none: as the provider has it.
+    pub on_disconnect: Option<OnDisconnect>,
     /// Lower goes first; endpoints of equal rank share traffic by price.
     pub rank: u32,
     /// A disabled endpoint is never tried.

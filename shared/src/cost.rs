@@ -1,101 +1,14 @@
 //! Counts × prices: the one price function. Admission, settlement and the ledger's recomputation all call it.
 
+mod prices;
+
 use serde::{Deserialize, Serialize};
 
-use crate::money::{MoneyFault, NANO_PER_USD, NanoUsd, Price, UNITS_PER_PRICE};
+pub use self::prices::{
+    CHARGE_MAX, PRICE_MAX, PriceFault, Prices, REQUEST_PRICE_MAX, Rates, TIERS_MAX, TOKENS_MAX, Tier,
+};
+use crate::money::{MoneyFault, NanoUsd};
 use crate::tokens::TokenCounts;
-
-/// What an endpoint charges. A kind without a price of its own costs what its parent kind costs, never zero.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Prices {
-    /// Prompt tokens, US dollars per million.
-    pub input: Price,
-    /// Completion tokens, US dollars per million.
-    pub output: Price,
-    /// Prompt tokens read from the provider's cache; default: `input`.
-    #[serde(default)]
-    pub input_cache_read: Option<Price>,
-    /// Prompt tokens written to the provider's cache; default: `input`.
-    #[serde(default)]
-    pub input_cache_write: Option<Price>,
-    /// Hidden reasoning tokens; default: `output`.
-    #[serde(default)]
-    pub output_reasoning: Option<Price>,
-    /// A fixed part per request, US dollars; default: none.
-    #[serde(default)]
-    pub request: Option<NanoUsd>,
-}
-
-/// Most prompt tokens, and most completion tokens, that one request is billed for: ten times the longest context that is sold.
-pub const TOKENS_MAX: u64 = 100_000_000;
-/// Highest price of a token: one cent, ten times and more what the dearest ones cost. More is a slip of the unit.
-pub const PRICE_MAX: Price = Price(10_000 * NANO_PER_USD);
-/// Highest price per request: a thousand dollars.
-pub const REQUEST_PRICE_MAX: NanoUsd = NanoUsd(1_000 * NANO_PER_USD);
-/// Most that a request can cost at admissible prices:
-/// 2 × [`TOKENS_MAX`] × [`PRICE_MAX`] / 1,000,000 + [`REQUEST_PRICE_MAX`], and a nano-dollar for the rounding of each of five lines.
-///
-/// That is two million dollars, of which a sum of `i64` nano-dollars holds 4,609. Counted in tokens, it holds 922 billion at the
-/// highest price: more than ten million a second for a whole day, in one sum.
-pub const CHARGE_MAX: NanoUsd =
-    NanoUsd(2 * (TOKENS_MAX / UNITS_PER_PRICE as u64) as i64 * PRICE_MAX.0 + REQUEST_PRICE_MAX.0 + 5);
-
-/// Why a price is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum PriceFault {
-    /// Below zero.
-    #[error("must not be negative")]
-    Negative,
-    /// Above [`PRICE_MAX`].
-    #[error("must not be above {PRICE_MAX} dollars per million tokens")]
-    TooHigh,
-    /// Above [`REQUEST_PRICE_MAX`].
-    #[error("must not be above {REQUEST_PRICE_MAX} dollars per request")]
-    RequestTooHigh,
-}
-
-impl Price {
-    /// Whether tokens may be sold at this price.
-    pub fn check(self) -> Result<(), PriceFault> {
-        match self {
-            price if price < Self::ZERO => Err(PriceFault::Negative),
-            price if price > PRICE_MAX => Err(PriceFault::TooHigh),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Prices {
-    /// The first field whose price is not admissible, if any: below zero, or so high that sums of charges could leave their range
-    /// ([`CHARGE_MAX`]).
-    pub fn inadmissible(&self) -> Option<(&'static str, PriceFault)> {
-        let request = match self.request.unwrap_or_default() {
-            price if price < NanoUsd::ZERO => Err(PriceFault::Negative),
-            price if price > REQUEST_PRICE_MAX => Err(PriceFault::RequestTooHigh),
-            _ => Ok(()),
-        };
-        [
-            ("input", self.input.check()),
-            ("output", self.output.check()),
-            (
-                "input_cache_read",
-                self.input_cache_read.map_or(Ok(()), Price::check),
-            ),
-            (
-                "input_cache_write",
-                self.input_cache_write.map_or(Ok(()), Price::check),
-            ),
-            (
-                "output_reasoning",
-                self.output_reasoning.map_or(Ok(()), Price::check),
-            ),
-            ("request", request),
-        ]
-        .into_iter()
-        .find_map(|(name, checked)| checked.err().map(|fault| (name, fault)))
-    }
-}
 
 /// The charge of one attempt, line by line. Every line is rounded once; the total is their exact sum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +19,9 @@ pub struct Charge {
     pub input_cache_read: NanoUsd,
     /// Cache writes.
     pub input_cache_write: NanoUsd,
+    /// Cache writes that are kept for an hour.
+    #[serde(default)]
+    pub input_cache_write_1h: NanoUsd,
     /// Visible completion tokens.
     pub output: NanoUsd,
     /// Hidden reasoning tokens.
@@ -121,21 +37,14 @@ pub struct Charge {
 /// - `counts`: what the provider says was used (or the estimate).
 /// - Errors: `Range` when a line or the sum leaves ±9.2 billion dollars.
 pub fn charge(counts: &TokenCounts, prices: &Prices) -> Result<Charge, MoneyFault> {
+    let rates = prices.rates(counts.prompt());
     let mut charge = Charge {
-        input: prices.input.charge(counts.input)?,
-        input_cache_read: prices
-            .input_cache_read
-            .unwrap_or(prices.input)
-            .charge(counts.input_cache_read)?,
-        input_cache_write: prices
-            .input_cache_write
-            .unwrap_or(prices.input)
-            .charge(counts.input_cache_write)?,
-        output: prices.output.charge(counts.output)?,
-        output_reasoning: prices
-            .output_reasoning
-            .unwrap_or(prices.output)
-            .charge(counts.output_reasoning)?,
+        input: rates.input.charge(counts.input)?,
+        input_cache_read: rates.input_cache_read.charge(counts.input_cache_read)?,
+        input_cache_write: rates.input_cache_write.charge(counts.input_cache_write)?,
+        input_cache_write_1h: rates.input_cache_write_1h.charge(counts.input_cache_write_1h)?,
+        output: rates.output.charge(counts.output)?,
+        output_reasoning: rates.output_reasoning.charge(counts.output_reasoning)?,
         request: prices.request.unwrap_or_default(),
         total: NanoUsd::ZERO,
     };
@@ -143,6 +52,7 @@ pub fn charge(counts: &TokenCounts, prices: &Prices) -> Result<Charge, MoneyFaul
         charge.input,
         charge.input_cache_read,
         charge.input_cache_write,
+        charge.input_cache_write_1h,
         charge.output,
         charge.output_reasoning,
         charge.request,
@@ -167,6 +77,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::money::Price;
 
     fn all(price: i64, request: i64) -> Prices {
         Prices {
@@ -174,8 +85,10 @@ mod tests {
             output: Price(price),
             input_cache_read: Some(Price(price)),
             input_cache_write: Some(Price(price)),
+            input_cache_write_1h: Some(Price(price)),
             output_reasoning: Some(Price(price)),
             request: Some(NanoUsd(request)),
+            tiers: Vec::new(),
         }
     }
 
@@ -183,10 +96,10 @@ mod tests {
         #[test]
         fn no_admissible_price_and_counts_leave_the_range_of_money(
             // The ends of the ranges more often than chance would have it.
-            prices in prop::collection::vec(prop_oneof![Just(PRICE_MAX.0), 0..=PRICE_MAX.0], 5),
+            prices in prop::collection::vec(prop_oneof![Just(PRICE_MAX.0), 0..=PRICE_MAX.0], 6),
             request in prop_oneof![Just(REQUEST_PRICE_MAX.0), 0..=REQUEST_PRICE_MAX.0],
             (prompt, completion) in (prop_oneof![Just(TOKENS_MAX), 0..=TOKENS_MAX], prop_oneof![Just(TOKENS_MAX), 0..=TOKENS_MAX]),
-            cuts in prop::array::uniform3(0.0..=1.0f64),
+            cuts in prop::array::uniform4(0.0..=1.0f64),
         ) {
             let prices = Prices {
                 input: Price(prices[0]),
@@ -194,16 +107,20 @@ mod tests {
                 input_cache_read: Some(Price(prices[2])),
                 input_cache_write: Some(Price(prices[3])),
                 output_reasoning: Some(Price(prices[4])),
+                input_cache_write_1h: Some(Price(prices[5])),
                 request: Some(NanoUsd(request)),
+                tiers: Vec::new(),
             };
             prop_assert_eq!(prices.inadmissible(), None);
             let part = |all: u64, cut: f64| ((all as f64 * cut) as u64).min(all);
             let (read, reasoning) = (part(prompt, cuts[0]), part(completion, cuts[2]));
             let written = part(prompt - read, cuts[1]);
+            let hour = part(written, cuts[3]);
             let counts = TokenCounts {
                 input: prompt - read - written,
                 input_cache_read: read,
-                input_cache_write: written,
+                input_cache_write: written - hour,
+                input_cache_write_1h: hour,
                 output: completion - reasoning,
                 output_reasoning: reasoning,
             };
@@ -284,20 +201,24 @@ mod tests {
             output: Price::parse("8").unwrap(),
             input_cache_read: Some(Price::parse("0.5").unwrap()),
             input_cache_write: None,
+            input_cache_write_1h: None,
             output_reasoning: None,
             request: Some(NanoUsd(7)),
+            tiers: Vec::new(),
         };
         let counts = TokenCounts {
             input: 10,
             input_cache_read: 4,
-            input_cache_write: 3,
+            input_cache_write: 1,
+            input_cache_write_1h: 2,
             output: 5,
             output_reasoning: 2,
         };
         let charge = charge(&counts, &prices).unwrap();
         assert_eq!(charge.input, NanoUsd(20_000));
         assert_eq!(charge.input_cache_read, NanoUsd(2_000));
-        assert_eq!(charge.input_cache_write, NanoUsd(6_000));
+        assert_eq!(charge.input_cache_write, NanoUsd(2_000));
+        assert_eq!(charge.input_cache_write_1h, NanoUsd(4_000));
         assert_eq!(charge.output, NanoUsd(40_000));
         assert_eq!(charge.output_reasoning, NanoUsd(16_000));
         assert_eq!(charge.total, NanoUsd(84_007));

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How many tokens of each kind one attempt used, as the provider counts them.
 ///
-/// Disjoint: `input` excludes both cache kinds, `output` excludes `output_reasoning`. Adapters do the subtraction for
+/// Disjoint: `input` excludes all cache kinds, `output` excludes `output_reasoning`. Adapters do the subtraction for
 /// dialects that report totals with subsets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TokenCounts {
@@ -12,8 +12,11 @@ pub struct TokenCounts {
     pub input: u64,
     /// Prompt tokens read from the provider's cache.
     pub input_cache_read: u64,
-    /// Prompt tokens written to the provider's cache.
+    /// Prompt tokens written to the provider's cache, without those of the next kind.
     pub input_cache_write: u64,
+    /// Prompt tokens written to the provider's cache to be kept for an hour, where that has a price of its own.
+    #[serde(default)]
+    pub input_cache_write_1h: u64,
     /// Completion tokens the caller can see.
     pub output: u64,
     /// Completion tokens spent on hidden reasoning.
@@ -25,7 +28,12 @@ impl TokenCounts {
     pub fn prompt(&self) -> u64 {
         self.input
             .saturating_add(self.input_cache_read)
-            .saturating_add(self.input_cache_write)
+            .saturating_add(self.cache_write())
+    }
+
+    /// All prompt tokens written to the provider's cache.
+    pub fn cache_write(&self) -> u64 {
+        self.input_cache_write.saturating_add(self.input_cache_write_1h)
     }
 
     /// All completion tokens.
@@ -53,6 +61,9 @@ impl TokenCounts {
         self.input = self.input.saturating_add(other.input);
         self.input_cache_read = self.input_cache_read.saturating_add(other.input_cache_read);
         self.input_cache_write = self.input_cache_write.saturating_add(other.input_cache_write);
+        self.input_cache_write_1h = self
+            .input_cache_write_1h
+            .saturating_add(other.input_cache_write_1h);
         self.output = self.output.saturating_add(other.output);
         self.output_reasoning = self.output_reasoning.saturating_add(other.output_reasoning);
     }

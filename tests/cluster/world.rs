@@ -208,6 +208,7 @@ fn tokens(row: &Value) -> Result<TokenCounts> {
         input: count(row, "input")?,
         input_cache_read: count(row, "input_cache_read")?,
         input_cache_write: count(row, "input_cache_write")?,
+        input_cache_write_1h: count(row, "input_cache_write_1h")?,
         output: count(row, "output")?,
         output_reasoning: count(row, "output_reasoning")?,
     })
@@ -269,7 +270,7 @@ pub(crate) fn compare(
                     event.tokens.prompt(),
                     event.tokens.completion(),
                     event.tokens.input_cache_read,
-                    event.tokens.input_cache_write,
+                    event.tokens.cache_write(),
                     event.tokens.output_reasoning,
                 ];
                 let told = [
@@ -324,12 +325,8 @@ pub(crate) fn prices_of(provider: &str) -> Prices {
         .iter()
         .find(|(name, _)| *name == provider)
         .expect("one of our providers");
-    Prices {
-        input: Price::parse(input).expect("a price"),
-        output: Price::parse(output).expect("a price"),
-        input_cache_read: None,
-        input_cache_write: None,
-        output_reasoning: None,
-        request: None,
-    }
+    Prices::flat(
+        Price::parse(input).expect("a price"),
+        Price::parse(output).expect("a price"),
+    )
 }

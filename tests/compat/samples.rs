@@ -1,5 +1,7 @@
 //! One value of every stored shape. Their bytes are frozen; the values may only be changed together with a new frozen version.
 
+mod catalog;
+
 use tollway_proto::command::{
     Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, MoveCredit, NodeRecord, PutBilling,
     PutBudget, RecordSpend, Role, UsageCell, UsageSums,
@@ -11,8 +13,6 @@ use tollway_proto::spool::{
 use tollway_proto::usage::UsageEvent;
 use tollway_shared::budget::terms::{Mode, Raise, Terms, Unit};
 use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
-use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
-use tollway_shared::cost::Prices;
 use tollway_shared::credit::{AutoTopUp, Billing, BillingMode, CreditMove, Fees, PayMethod};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
@@ -20,7 +20,7 @@ use tollway_shared::ids::{
 };
 use tollway_shared::lease::grantor::Roll;
 use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Epoch, Line, Report, Want};
-use tollway_shared::money::{NanoUsd, Price};
+use tollway_shared::money::NanoUsd;
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::Resource;
@@ -28,6 +28,8 @@ use tollway_shared::tenant::{ApiKey, Organization, Project, Team, TenantPath};
 use tollway_shared::time::UnixMillis;
 use tollway_shared::tokens::TokenCounts;
 use tollway_shared::window::{Cycle, Every, Zone};
+
+use self::catalog::{credential, endpoint, model, price, provider};
 
 /// 2026-11-22T12:00:00Z.
 const NOON: UnixMillis = UnixMillis(1_795_348_800_000);
@@ -51,73 +53,6 @@ fn admin() -> Admin {
         pepper_version: 1,
         last4: "abcd".into(),
         created_at: NOON,
-    }
-}
-
-fn provider() -> Provider {
-    Provider {
-        id: ProviderId::trusted("p"),
-        name: "P".into(),
-        dialect: Dialect::Anthropic,
-        base_url: "https://api.example.com/v1".into(),
-        auth: AuthScheme::XApiKey,
-        private_network: true,
-        stream_usage: true,
-        bills_after_cancel: true,
-        connect_timeout_ms: 1_000,
-        first_byte_timeout_ms: 20_000,
-        idle_timeout_ms: 300_000,
-        enabled: true,
-    }
-}
-
-fn credential() -> Credential {
-    Credential {
-        id: CredentialId::trusted("main"),
-        provider: ProviderId::trusted("p"),
-        version: 1,
-        regions: vec![Region::trusted("eu")],
-        sealed: sealed(),
-        created_at: NOON,
-    }
-}
-
-fn model(id: &str) -> Model {
-    Model {
-        id: ModelId::trusted(id),
-        name: "M".into(),
-        description: "a model".into(),
-        context_tokens: 200_000,
-        created_at: NOON,
-    }
-}
-
-fn endpoint() -> Endpoint {
-    Endpoint {
-        id: EndpointId::trusted("p/a/m"),
-        model: ModelId::trusted("a/m"),
-        provider: ProviderId::trusted("p"),
-        upstream_model: "m-1".into(),
-        region: Some(Region::trusted("eu")),
-        max_output_tokens: Some(8_192),
-        rank: 3,
-        enabled: true,
-    }
-}
-
-fn price(id: &str, effective_from: UnixMillis) -> PriceVersion {
-    PriceVersion {
-        id: PriceId::trusted(id),
-        endpoint: EndpointId::trusted("p/a/m"),
-        effective_from,
-        prices: Prices {
-            input: Price(3_000_000_000),
-            output: Price(15_000_000_000),
-            input_cache_read: Some(Price(300_000_000)),
-            input_cache_write: Some(Price(3_750_000_000)),
-            output_reasoning: None,
-            request: Some(NanoUsd(1_000)),
-        },
     }
 }
 
@@ -279,6 +214,7 @@ fn spend() -> RecordSpend {
             input: 300,
             input_cache_read: 20,
             input_cache_write: 10,
+            input_cache_write_1h: 7,
             output: 40,
             output_reasoning: 5,
         },

@@ -5,6 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod usage;
+
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;

@@ -282,14 +282,7 @@ fn price(id: &str, dollars: i64) -> Command {
         id: PriceId::trusted(id),
         endpoint: EndpointId::trusted("p/a/m"),
         effective_from: UnixMillis(0), // from when it is applied
-        prices: Prices {
-            input: Price(dollars * 1_000_000_000),
-            output: Price(dollars * 1_000_000_000),
-            input_cache_read: None,
-            input_cache_write: None,
-            output_reasoning: None,
-            request: None,
-        },
+        prices: Prices::flat(Price(dollars * 1_000_000_000), Price(dollars * 1_000_000_000)),
     })
 }
 
@@ -304,6 +297,7 @@ fn catalog_commands() -> Vec<Command> {
             private_network: false,
             stream_usage: true,
             bills_after_cancel: false,
+            on_disconnect: None,
             connect_timeout_ms: 1000,
             first_byte_timeout_ms: 1000,
             idle_timeout_ms: 1000,
@@ -323,6 +317,7 @@ fn catalog_commands() -> Vec<Command> {
             upstream_model: "m".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         }),

@@ -69,6 +69,7 @@ fn first_commands() -> Vec<Command> {
             private_network: false,
             stream_usage: true,
             bills_after_cancel: false,
+            on_disconnect: None,
             connect_timeout_ms: 1_000,
             first_byte_timeout_ms: 1_000,
             idle_timeout_ms: 1_000,
@@ -105,6 +106,7 @@ fn endpoint(number: u32, rank: u32) -> Command {
         upstream_model: "m".into(),
         region: None,
         max_output_tokens: None,
+        on_disconnect: None,
         rank,
         enabled: true,
     })
@@ -128,14 +130,7 @@ pub(crate) fn command(rng: &mut ChaCha8Rng, value: &str) -> Command {
             id: PriceId::trusted(format!("price-{number}")),
             endpoint: EndpointId::trusted("p/e0"),
             effective_from: BEGIN.plus_ms(30 * DAY_MS),
-            prices: Prices {
-                input: Price(rng.random_range(1..1_000_000)),
-                output: Price(1),
-                input_cache_read: None,
-                input_cache_write: None,
-                output_reasoning: None,
-                request: None,
-            },
+            prices: Prices::flat(Price(rng.random_range(1..1_000_000)), Price(1)),
         }),
         68..72 => Command::RemovePrice(PriceId::trusted(format!("price-{number}"))),
         72..80 => Command::CreateKey(ApiKey {

@@ -78,6 +78,8 @@ columns! {
         TokensCacheRead = "tokens_input_cache_read",
         /// Prompt tokens written to the provider's cache.
         TokensCacheWrite = "tokens_input_cache_write",
+        /// Prompt tokens written to the provider's cache to be kept for an hour.
+        TokensCacheWrite1h = "tokens_input_cache_write_1h",
         /// Completion tokens that the caller can see.
         TokensOutput = "tokens_output",
         /// Completion tokens spent on hidden reasoning.
@@ -88,6 +90,8 @@ columns! {
         ChargeCacheRead = "charge_input_cache_read",
         /// List price of cache writes.
         ChargeCacheWrite = "charge_input_cache_write",
+        /// List price of cache writes that are kept for an hour.
+        ChargeCacheWrite1h = "charge_input_cache_write_1h",
         /// List price of visible completion tokens.
         ChargeOutput = "charge_output",
         /// List price of hidden reasoning tokens.

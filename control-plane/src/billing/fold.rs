@@ -191,11 +191,13 @@ fn sums(event: &Event<'_>) -> Result<(Sums, bool), String> {
         (Sum::TokensInput, count(tokens.input)),
         (Sum::TokensCacheRead, count(tokens.input_cache_read)),
         (Sum::TokensCacheWrite, count(tokens.input_cache_write)),
+        (Sum::TokensCacheWrite1h, count(tokens.input_cache_write_1h)),
         (Sum::TokensOutput, count(tokens.output)),
         (Sum::TokensReasoning, count(tokens.output_reasoning)),
         (Sum::ChargeInput, charge.input.0),
         (Sum::ChargeCacheRead, charge.input_cache_read.0),
         (Sum::ChargeCacheWrite, charge.input_cache_write.0),
+        (Sum::ChargeCacheWrite1h, charge.input_cache_write_1h.0),
         (Sum::ChargeOutput, charge.output.0),
         (Sum::ChargeReasoning, charge.output_reasoning.0),
         (Sum::ChargeRequest, charge.request.0),
@@ -218,10 +220,12 @@ fn savings(event: &Event<'_>, charge: &tollway_shared::cost::Charge) -> Result<i
     if event.usage_source == UsageSource::None {
         return Ok(0);
     }
-    let full = |tokens| event.prices.input.charge(tokens);
+    let input = event.prices.rates(event.tokens.prompt()).input;
+    let full = |tokens| input.charge(tokens);
     let read = full(event.tokens.input_cache_read)?.minus(charge.input_cache_read)?;
     let written = full(event.tokens.input_cache_write)?.minus(charge.input_cache_write)?;
-    Ok(read.plus(written)?.0)
+    let hour = full(event.tokens.input_cache_write_1h)?.minus(charge.input_cache_write_1h)?;
+    Ok(read.plus(written)?.plus(hour)?.0)
 }
 
 /// The event's value in a dimension.
@@ -251,7 +255,8 @@ fn series_digest(event: &Event<'_>, text: &mut Vec<u8>) -> Digest {
         text.extend_from_slice(&value.len().to_le_bytes());
         text.extend_from_slice(value.as_bytes());
     }
-    let prices = &event.prices;
+    // Of a tier's requests those that are in force: all of a series cost the same.
+    let prices = event.prices.in_force(event.tokens.prompt());
     // A price that is not there differs from each that is: those are not negative.
     let price = |price: Option<tollway_shared::money::Price>| price.map_or(-1, |price| price.0);
     for number in [
@@ -259,6 +264,7 @@ fn series_digest(event: &Event<'_>, text: &mut Vec<u8>) -> Digest {
         prices.output.0,
         price(prices.input_cache_read),
         price(prices.input_cache_write),
+        price(prices.input_cache_write_1h),
         price(prices.output_reasoning),
         prices.request.map_or(-1, |request| request.0),
     ] {
@@ -278,6 +284,6 @@ fn series_of(event: &Event<'_>) -> Series {
     }
     Series {
         values,
-        prices: serde_json::to_string(&event.prices).unwrap_or_default(), // plain numbers always are JSON
+        prices: serde_json::to_string(&event.prices.in_force(event.tokens.prompt())).unwrap_or_default(), // plain numbers always are JSON
     }
 }

@@ -125,6 +125,7 @@ pub fn compare(state: &State, from: Day, to: Day, groups: &Groups) -> Reconcilia
                 input: count(Sum::TokensInput),
                 input_cache_read: count(Sum::TokensCacheRead),
                 input_cache_write: count(Sum::TokensCacheWrite),
+                input_cache_write_1h: count(Sum::TokensCacheWrite1h),
                 output: count(Sum::TokensOutput),
                 output_reasoning: count(Sum::TokensReasoning),
             },

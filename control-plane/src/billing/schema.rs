@@ -3,7 +3,7 @@
 use super::cell::{Dimension, Sum};
 
 /// Number of the tables' shape. Another one in a store means that it is made anew from the usage log.
-pub const SCHEMA: i64 = 2;
+pub const SCHEMA: i64 = 3;
 
 /// Columns of `generation` that are not in [`Sum`], with their kinds.
 pub const GENERATION: [(&str, Kind); 23] = [

@@ -87,6 +87,7 @@ impl Line {
             input: sum(a.input, b.input)?,
             input_cache_read: sum(a.input_cache_read, b.input_cache_read)?,
             input_cache_write: sum(a.input_cache_write, b.input_cache_write)?,
+            input_cache_write_1h: sum(a.input_cache_write_1h, b.input_cache_write_1h)?,
             output: sum(a.output, b.output)?,
             output_reasoning: sum(a.output_reasoning, b.output_reasoning)?,
             request: sum(a.request, b.request)?,

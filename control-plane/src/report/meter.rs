@@ -18,6 +18,8 @@ pub enum Meter {
     CacheRead,
     /// Prompt tokens written to the provider's cache.
     CacheWrite,
+    /// Those of them that are kept for an hour.
+    CacheWriteHour,
     /// Visible completion tokens.
     Output,
     /// Hidden reasoning tokens.
@@ -28,10 +30,11 @@ pub enum Meter {
 
 impl Meter {
     /// Every meter, in the order of reports.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Input,
         Self::CacheRead,
         Self::CacheWrite,
+        Self::CacheWriteHour,
         Self::Output,
         Self::Reasoning,
         Self::Requests,
@@ -43,6 +46,7 @@ impl Meter {
             Self::Input => "Input Tokens",
             Self::CacheRead => "Cache Read Input Tokens",
             Self::CacheWrite => "Cache Write Input Tokens",
+            Self::CacheWriteHour => "One-Hour Cache Write Input Tokens",
             Self::Output => "Output Tokens",
             Self::Reasoning => "Reasoning Output Tokens",
             Self::Requests => "Requests",
@@ -55,6 +59,7 @@ impl Meter {
             Self::Input => "input",
             Self::CacheRead => "input_cache_read",
             Self::CacheWrite => "input_cache_write",
+            Self::CacheWriteHour => "input_cache_write_1h",
             Self::Output => "output",
             Self::Reasoning => "output_reasoning",
             Self::Requests => "requests",
@@ -66,6 +71,7 @@ impl Meter {
             Self::Input => tokens.input,
             Self::CacheRead => tokens.input_cache_read,
             Self::CacheWrite => tokens.input_cache_write,
+            Self::CacheWriteHour => tokens.input_cache_write_1h,
             Self::Output => tokens.output,
             Self::Reasoning => tokens.output_reasoning,
             Self::Requests => 0,
@@ -77,6 +83,7 @@ impl Meter {
             Self::Input => line.charge.input,
             Self::CacheRead => line.charge.input_cache_read,
             Self::CacheWrite => line.charge.input_cache_write,
+            Self::CacheWriteHour => line.charge.input_cache_write_1h,
             Self::Output => line.charge.output,
             Self::Reasoning => line.charge.output_reasoning,
             Self::Requests => line.charge.request,
@@ -90,6 +97,10 @@ impl Meter {
             Self::Input => of(None, prices.input),
             Self::CacheRead => of(prices.input_cache_read, prices.input),
             Self::CacheWrite => of(prices.input_cache_write, prices.input),
+            Self::CacheWriteHour => of(
+                prices.input_cache_write_1h.or(prices.input_cache_write),
+                prices.input,
+            ),
             Self::Output => of(None, prices.output),
             Self::Reasoning => of(prices.output_reasoning, prices.output),
             Self::Requests => i128::from(prices.request.unwrap_or_default().0) * MILLION,
@@ -151,7 +162,11 @@ pub(crate) fn cost_of(tokens: u64, price: i128) -> i128 {
 /// for meters that are not of the cache.
 pub fn cache_savings(metered: &Metered, prices: &Prices) -> Option<i128> {
     let saved = Meter::Input.price(prices) - metered.unit_price;
-    matches!(metered.meter, Meter::CacheRead | Meter::CacheWrite).then(|| cost_of(metered.quantity, saved))
+    let cache = matches!(
+        metered.meter,
+        Meter::CacheRead | Meter::CacheWrite | Meter::CacheWriteHour
+    );
+    cache.then(|| cost_of(metered.quantity, saved))
 }
 
 /// A quotient, rounded half to even. `divisor` is above zero.
@@ -183,12 +198,11 @@ mod tests {
             events in prop::collection::vec((0..5_000u64, 0..5_000u64, 0..50u64, 0..900u64, 0..700u64, any::<bool>()), 1..60),
         ) {
             let prices = Prices {
-                input: Price(prices[0]),
-                output: Price(prices[1]),
                 input_cache_read: Some(Price(prices[2])),
                 input_cache_write: Some(Price(prices[3])),
                 output_reasoning: Some(Price(prices[4])),
                 request: (fixed > 0).then_some(NanoUsd(fixed)),
+                ..Prices::flat(Price(prices[0]), Price(prices[1]))
             };
             let mut line = Line { prices: prices.clone(), billed: NanoUsd(0), requests: 0, tokens: Default::default(), charge: Default::default(), ..sample::line() };
             let mut answered = 0u64;
@@ -196,7 +210,7 @@ mod tests {
                 let mut event = Line { requests: 1, tokens: Default::default(), charge: Default::default(), ..line.clone() };
                 if !failed {
                     answered += 1;
-                    event.tokens = TokenCounts { input, input_cache_read, input_cache_write, output, output_reasoning };
+                    event.tokens = TokenCounts { input, input_cache_read, input_cache_write, input_cache_write_1h: input_cache_write / 2, output, output_reasoning };
                     event.charge = cost::charge(&event.tokens, &prices).unwrap();
                 }
                 prop_assert!(line.absorb(&event));

@@ -2,6 +2,9 @@
 //!
 //! A meter whose price stays costs what it did, exactly. One whose price differs is an hour's sum of counts × the new price, rounded
 //! once, where requests would have been rounded one by one: each of them half a nano-dollar away at most.
+//!
+//! Old prices are those that were in force for a line's requests, of whatever tier; new ones have no tiers, because a line does not say
+//! how long each prompt was.
 
 use std::collections::BTreeMap;
 
@@ -180,12 +183,9 @@ mod tests {
             events in prop::collection::vec((0..9_000u64, 0..9_000u64, 0..900u64), 1..50),
         ) {
             let prices = |of: &[i64]| Prices {
-                input: Price(of[0]),
-                output: Price(of[1]),
                 input_cache_read: Some(Price(of[2])),
-                input_cache_write: None,
-                output_reasoning: None,
                 request: Some(NanoUsd(of[3] % 1_000_000 + 1)),
+                ..Prices::flat(Price(of[0]), Price(of[1]))
             };
             let (old, mut new) = (prices(&old), prices(&new));
             if same_input {

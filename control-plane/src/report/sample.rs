@@ -19,6 +19,7 @@ pub(super) fn line() -> Line {
         input: 123_457,
         input_cache_read: 1_001,
         input_cache_write: 0,
+        input_cache_write_1h: 0,
         output: 76_543,
         output_reasoning: 11,
     };
@@ -48,6 +49,7 @@ pub(super) fn line() -> Line {
             input: ten(charge.input),
             input_cache_read: ten(charge.input_cache_read),
             input_cache_write: ten(charge.input_cache_write),
+            input_cache_write_1h: ten(charge.input_cache_write_1h),
             output: ten(charge.output),
             output_reasoning: ten(charge.output_reasoning),
             request: ten(charge.request),
@@ -60,11 +62,8 @@ pub(super) fn line() -> Line {
 /// Prices with one of each kind.
 pub(super) fn prices() -> Prices {
     Prices {
-        input: Price(2_500_000),
-        output: Price(10_000_000),
         input_cache_read: Some(Price(250_000)),
-        input_cache_write: None,
-        output_reasoning: None,
         request: Some(NanoUsd(300_000)),
+        ..Prices::flat(Price(2_500_000), Price(10_000_000))
     }
 }

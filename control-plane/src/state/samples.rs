@@ -83,6 +83,7 @@ pub(crate) fn commands() -> Vec<Command> {
             upstream_model: "m".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         }),
@@ -124,6 +125,7 @@ pub(crate) fn provider(base_url: &str) -> Provider {
         private_network: false,
         stream_usage: true,
         bills_after_cancel: false,
+        on_disconnect: None,
         connect_timeout_ms: 1000,
         first_byte_timeout_ms: 1000,
         idle_timeout_ms: 1000,
@@ -136,14 +138,7 @@ pub(crate) fn price(id: &str, dollars: i64, effective_from: UnixMillis) -> Price
         id: PriceId::trusted(id),
         endpoint: EndpointId::trusted("p/a/m"),
         effective_from,
-        prices: Prices {
-            input: Price(dollars * 1_000_000_000),
-            output: Price(dollars * 2_000_000_000),
-            input_cache_read: None,
-            input_cache_write: None,
-            output_reasoning: None,
-            request: None,
-        },
+        prices: Prices::flat(Price(dollars * 1_000_000_000), Price(dollars * 2_000_000_000)),
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) fn resources(price: i64) -> Vec<Resource> {
             private_network: false,
             stream_usage: true,
             bills_after_cancel: false,
+            on_disconnect: None,
             connect_timeout_ms: 1000,
             first_byte_timeout_ms: 1000,
             idle_timeout_ms: 1000,
@@ -33,6 +34,7 @@ pub(crate) fn resources(price: i64) -> Vec<Resource> {
             upstream_model: "m".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         }),
@@ -40,14 +42,7 @@ pub(crate) fn resources(price: i64) -> Vec<Resource> {
             id: PriceId::trusted("p1"),
             endpoint: EndpointId::trusted("p/a/m"),
             effective_from: UnixMillis(0),
-            prices: Prices {
-                input: Price(price),
-                output: Price(price),
-                input_cache_read: None,
-                input_cache_write: None,
-                output_reasoning: None,
-                request: None,
-            },
+            prices: Prices::flat(Price(price), Price(price)),
         }),
     ]
 }

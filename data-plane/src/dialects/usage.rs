@@ -56,7 +56,7 @@ pub fn written(theirs: Option<&[u8]>, billed: &Billed) -> Bytes {
     )
     .expect("memory takes it");
     if !members.contains_key("prompt_tokens_details") {
-        let (read, write) = (counts.input_cache_read, counts.input_cache_write);
+        let (read, write) = (counts.input_cache_read, counts.cache_write());
         write!(
             out,
             r#","prompt_tokens_details":{{"cached_tokens":{read},"cache_write_tokens":{write}}}"#

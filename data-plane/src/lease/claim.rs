@@ -13,6 +13,15 @@ const ROUNDING: i64 = 5;
 /// Basis points in one.
 const ONE: i128 = 10_000;
 
+/// The most tokens that one candidate has to do with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    /// Of the prompt.
+    pub prompt_tokens: u64,
+    /// Of one answer.
+    pub output_tokens: u64,
+}
+
 /// What one candidate can cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rates {
@@ -26,19 +35,17 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// The dearest that an endpoint charges for each token.
+    /// The dearest that an endpoint charges for each token of such a request.
     ///
-    /// - `output_tokens_max`: of one answer, without a cap of the caller's.
-    pub fn of(prices: &Prices, output_tokens_max: u64) -> Self {
-        let dearest = |price: Price, others: &[Option<Price>]| {
-            let others = others.iter().flatten().copied();
-            others.fold(price, Price::max)
-        };
+    /// - `bounds`: the most prompt tokens, which tiers of prices depend on, and the most tokens of one answer without a cap of the
+    ///   caller's.
+    pub fn of(prices: &Prices, bounds: Most) -> Self {
+        let dearest = prices.dearest(bounds.prompt_tokens);
         Self {
-            input: dearest(prices.input, &[prices.input_cache_read, prices.input_cache_write]),
-            output: dearest(prices.output, &[prices.output_reasoning]),
+            input: dearest.dearest_input(),
+            output: dearest.dearest_output(),
             request: prices.request.unwrap_or_default(),
-            output_tokens_max,
+            output_tokens_max: bounds.output_tokens,
             owed_bps: ONE,
         }
     }
@@ -147,20 +154,28 @@ impl Bounds {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tollway_shared::cost;
+    use tollway_shared::cost::{self, Tier};
     use tollway_shared::tokens::TokenCounts;
 
     use super::*;
 
     fn prices(input: i64, output: i64, write: Option<i64>, reasoning: Option<i64>) -> Prices {
         Prices {
-            input: Price(input),
-            output: Price(output),
-            input_cache_read: None,
             input_cache_write: write.map(Price),
             output_reasoning: reasoning.map(Price),
             request: Some(NanoUsd(7)),
+            ..Prices::flat(Price(input), Price(output))
         }
+    }
+
+    fn rates(prices: &Prices, output_tokens: u64) -> Rates {
+        Rates::of(
+            prices,
+            Most {
+                prompt_tokens: 5_000,
+                output_tokens,
+            },
+        )
     }
 
     fn bounds(cap: Option<u64>, rates: Vec<Rates>) -> Bounds {
@@ -174,8 +189,8 @@ mod tests {
 
     #[test]
     fn the_dearest_candidate_at_its_dearest_prices_is_claimed() {
-        let cheap = Rates::of(&prices(1_000_000, 2_000_000, None, None), 100);
-        let dear = Rates::of(
+        let cheap = rates(&prices(1_000_000, 2_000_000, None, None), 100);
+        let dear = rates(
             &prices(1_000_000, 2_000_000, Some(3_000_000), Some(9_000_000)),
             50,
         );
@@ -208,13 +223,13 @@ mod tests {
     fn what_costs_nothing_claims_no_money() {
         let mut free = prices(0, 0, None, None);
         free.request = None;
-        let claim = bounds(Some(4), vec![Rates::of(&free, 9)]).claim();
+        let claim = bounds(Some(4), vec![rates(&free, 9)]).claim();
         assert_eq!((claim.worst.money, claim.worst.tokens), (NanoUsd::ZERO, 18));
     }
 
     #[test]
     fn what_is_owed_is_claimed_and_not_the_list_price() {
-        let dear = Rates::of(&prices(1_000_000, 2_000_000, None, None), 9);
+        let dear = rates(&prices(1_000_000, 2_000_000, None, None), 9);
         let list = bounds(Some(4), vec![dear]).claim().worst.money.0;
         for (bps, owed) in [
             (0, list),
@@ -237,11 +252,7 @@ mod tests {
 
     #[test]
     fn a_claim_beyond_the_range_of_money_is_more_than_any_budget_has() {
-        let claim = bounds(
-            Some(u64::MAX),
-            vec![Rates::of(&prices(1, i64::MAX, None, None), 9)],
-        )
-        .claim();
+        let claim = bounds(Some(u64::MAX), vec![rates(&prices(1, i64::MAX, None, None), 9)]).claim();
         assert_eq!((claim.worst.money.0, claim.worst.tokens), (i64::MAX, i64::MAX));
     }
 
@@ -255,18 +266,29 @@ mod tests {
         fn no_charge_is_above_its_claim(
             (input, output) in (price(), price()),
             (write, reasoning) in (proptest::option::of(price()), proptest::option::of(price())),
+            tier in proptest::option::of((1u64..5_000, price(), price(), proptest::option::of(price()))),
             (prompt, cap, answers) in (0u64..5_000, 1u64..5_000, 1u64..4),
-            split in proptest::array::uniform3(0.0f64..=1.0),
+            split in proptest::array::uniform4(0.0f64..=1.0),
         ) {
-            let prices = prices(input, output, write, reasoning);
-            let bounds = Bounds { prompt_tokens: prompt, answers, cap: Some(cap), rates: vec![Rates::of(&prices, 1)] };
+            let mut prices = prices(input, output, write, reasoning);
+            prices.tiers.extend(tier.map(|(above_prompt_tokens, input, output, hour)| Tier {
+                above_prompt_tokens,
+                input: Price(input),
+                output: Price(output),
+                input_cache_read: None,
+                input_cache_write: None,
+                input_cache_write_1h: hour.map(Price),
+                output_reasoning: None,
+            }));
+            let bounds = Bounds { prompt_tokens: prompt, answers, cap: Some(cap), rates: vec![rates(&prices, 1)] };
             let part = |whole: u64, share: f64| (whole as f64 * share) as u64;
             let (written, reasoned) = (part(prompt, split[0]), part(cap * answers, split[1]));
-            let read = part(prompt - written, split[2]);
+            let (read, hour) = (part(prompt - written, split[2]), part(written, split[3]));
             let used = TokenCounts {
                 input: prompt - written - read,
                 input_cache_read: read,
-                input_cache_write: written,
+                input_cache_write: written - hour,
+                input_cache_write_1h: hour,
                 output: cap * answers - reasoned,
                 output_reasoning: reasoned,
             };
@@ -282,8 +304,8 @@ mod tests {
             (prompt, answers) in (0u64..5_000, 1u64..4),
             (money, tokens) in (0i64..1_000_000_000, 0i64..100_000),
         ) {
-            let rates = Rates::of(&prices(input, output, None, None), 1_000);
-            let mut bounds = Bounds { prompt_tokens: prompt, answers, cap: None, rates: vec![rates] };
+            let rates = vec![rates(&prices(input, output, None, None), 1_000)];
+            let mut bounds = Bounds { prompt_tokens: prompt, answers, cap: None, rates };
             let most = Amounts { money: NanoUsd(money), tokens, requests: 1 };
             let fits = |bounds: &Bounds| {
                 let worst = bounds.claim().worst;

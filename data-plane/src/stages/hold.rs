@@ -26,7 +26,7 @@ use crate::api::reply;
 use crate::ask::Ask;
 use crate::clock;
 use crate::dialects;
-use crate::lease::claim::{Bounds, Rates};
+use crate::lease::claim::{Bounds, Most, Rates};
 use crate::lease::desk::Told;
 use crate::lease::{Desk, inherit};
 use crate::metrics::{LEASE_CLAMPED_TOTAL, LEASE_WAITS_TOTAL};
@@ -234,7 +234,10 @@ fn bounds_of(snapshot: &Snapshot, plan: &Plan, ask: &Ask) -> Bounds {
         let most = most.or(context);
         Rates::of(
             &candidate.price.prices,
-            most.map_or(u64::from(u32::MAX), u64::from),
+            Most {
+                prompt_tokens: ask.prompt_tokens_max,
+                output_tokens: most.map_or(u64::from(u32::MAX), u64::from),
+            },
         )
         .billed(if candidate.endpoint.model.is_free() {
             BPS_MIN

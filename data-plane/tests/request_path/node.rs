@@ -14,7 +14,7 @@ use tollway_proto::push::encode_resource;
 use tollway_proto::usage::{LogLine, UsageEvent, UsageSource, log_file_name};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::{
-    AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider, credential_aad,
+    AuthScheme, Credential, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider, credential_aad,
 };
 use tollway_shared::cost::{self, Prices};
 use tollway_shared::ids::{
@@ -98,7 +98,24 @@ pub(crate) fn served_by(
             },
             private_network: true,
             stream_usage: true,
-            bills_after_cancel: name == "bills",
+            bills_after_cancel: name.starts_with("bills"),
+            on_disconnect: match name.rsplit('-').next() {
+                Some("aborts") => Some(OnDisconnect::Abort),
+                Some("drains") => Some(OnDisconnect::Drain {
+                    cap_ms: 30,
+                    cap_tokens: None,
+                }),
+                Some("lasts") => Some(OnDisconnect::Drain {
+                    cap_ms: 60_000,
+                    cap_tokens: None,
+                }),
+                Some("counts") => Some(OnDisconnect::Drain {
+                    cap_ms: 60_000,
+                    cap_tokens: Some(10),
+                }),
+                Some("whole") => Some(OnDisconnect::DrainFully),
+                _ => None,
+            },
             connect_timeout_ms: 2_000,
             first_byte_timeout_ms: if name == "thinks" { 400 } else { 1_500 },
             idle_timeout_ms: if name == "thinks" { 5_000 } else { 600 },
@@ -119,6 +136,7 @@ pub(crate) fn served_by(
             upstream_model: "tw-small".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank,
             enabled: true,
         }),
@@ -127,12 +145,8 @@ pub(crate) fn served_by(
             endpoint,
             effective_from: UnixMillis(0),
             prices: Prices {
-                input: Price(1_000_000_000),
-                output: Price(2_000_000_000),
-                input_cache_read: None,
-                input_cache_write: None,
-                output_reasoning: None,
                 request: name.starts_with("fee").then_some(NanoUsd(7_000_000)),
+                ..Prices::flat(Price(1_000_000_000), Price(2_000_000_000))
             },
         }),
     ]

@@ -33,6 +33,7 @@ const USAGE_COLUMNS: &[&str] = &[
     "tokens.input",
     "tokens.input_cache_read",
     "tokens.input_cache_write",
+    "tokens.input_cache_write_1h",
     "tokens.output",
     "tokens.output_reasoning",
     "cost",

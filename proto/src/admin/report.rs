@@ -18,8 +18,8 @@ pub struct InvoiceLine {
     pub project_name: String,
     /// The model that served.
     pub model: text::ModelId,
-    /// What was counted: `input`, `input_cache_read`, `input_cache_write`, `output`, `output_reasoning`, `requests` (fixed parts); or
-    /// `adjustment` for markup and discount.
+    /// What was counted: `input`, `input_cache_read`, `input_cache_write`, `input_cache_write_1h`, `output`, `output_reasoning`,
+    /// `requests` (fixed parts); or `adjustment` for markup and discount.
     pub meter: String,
     /// Whether it was served with the organization's own credential, so that the provider bills it.
     pub byok: bool,

@@ -17,6 +17,8 @@ pub struct Tokens {
     pub input_cache_read: u64,
     /// Prompt tokens written to the provider's cache.
     pub input_cache_write: u64,
+    /// Prompt tokens written to the provider's cache to be kept for an hour.
+    pub input_cache_write_1h: u64,
     /// Completion tokens the caller can see.
     pub output: u64,
     /// Completion tokens spent on hidden reasoning.
@@ -29,6 +31,7 @@ impl From<tokens::TokenCounts> for Tokens {
             input,
             input_cache_read,
             input_cache_write,
+            input_cache_write_1h,
             output,
             output_reasoning,
         } = counts;
@@ -36,6 +39,7 @@ impl From<tokens::TokenCounts> for Tokens {
             input,
             input_cache_read,
             input_cache_write,
+            input_cache_write_1h,
             output,
             output_reasoning,
         }
@@ -220,6 +224,8 @@ pub struct ChargeLines {
     pub input_cache_read: text::Usd,
     /// Cache writes.
     pub input_cache_write: text::Usd,
+    /// Cache writes that are kept for an hour.
+    pub input_cache_write_1h: text::Usd,
     /// Visible completion tokens.
     pub output: text::Usd,
     /// Hidden reasoning tokens.

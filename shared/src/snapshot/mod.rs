@@ -333,14 +333,7 @@ mod tests {
             id: PriceId::trusted(id),
             endpoint: EndpointId::trusted("e"),
             effective_from: UnixMillis(from),
-            prices: Prices {
-                input: Price(from),
-                output: Price(1),
-                input_cache_read: None,
-                input_cache_write: None,
-                output_reasoning: None,
-                request: None,
-            },
+            prices: Prices::flat(Price(from), Price(1)),
         })
     }
 
@@ -397,6 +390,7 @@ mod tests {
             upstream_model: "b".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         };

@@ -217,7 +217,7 @@ pub(crate) fn add(cells: &mut BTreeMap<Cell, Sums>, event: &UsageEvent) {
         1,
         tokens.input.into(),
         tokens.input_cache_read.into(),
-        tokens.input_cache_write.into(),
+        tokens.cache_write().into(),
         tokens.output.into(),
         tokens.output_reasoning.into(),
         event.charge.total.0.into(),

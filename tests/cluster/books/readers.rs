@@ -18,7 +18,8 @@ use super::flood::{Cell, Sums};
 pub(crate) type Cells = BTreeMap<Cell, Sums>;
 
 /// What the billing store calls the sums.
-const STORED: &str = "sum(requests), sum(tokens_input), sum(tokens_input_cache_read), sum(tokens_input_cache_write), \
+const STORED: &str = "sum(requests), sum(tokens_input), sum(tokens_input_cache_read), \
+    sum(tokens_input_cache_write + tokens_input_cache_write_1h), \
     sum(tokens_output), sum(tokens_output_reasoning), sum(charge), sum(billed)";
 /// What the example consumers call them.
 const CONSUMED: &str = "sum(requests), sum(input), sum(input_cache_read), sum(input_cache_write), \
@@ -165,7 +166,7 @@ pub(crate) async fn of_raft(cluster: &Cluster) -> Result<Cells> {
                 count(&row["requests"])?,
                 count(&tokens["input"])?,
                 count(&tokens["input_cache_read"])?,
-                count(&tokens["input_cache_write"])?,
+                count(&tokens["input_cache_write"])? + count(&tokens["input_cache_write_1h"])?,
                 count(&tokens["output"])?,
                 count(&tokens["output_reasoning"])?,
                 NanoUsd::parse(&text("cost")?)?.0.into(),

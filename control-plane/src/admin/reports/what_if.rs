@@ -37,6 +37,7 @@ impl From<ReRateFault> for Fault {
 /// Computes what a period would have cost at other prices: a dry run that changes nothing. Each rate names an endpoint and either a
 /// price version or prices that nobody has to have made. Costs are list prices, without markup and discount; how exact they are is in
 /// `exact_to`. Where the old prices have no fixed part per request and the new ones do, every request is taken for one that pays it.
+/// Prices with `tiers` are refused: usage is kept by the hour, and an hour's sum does not say how long each prompt was.
 #[utoipa::path(post, path = "/usage/re-rate", tag = "reports", request_body = ReRate,
     responses((status = 200, body = ReRated)), security(("admin_key" = ["owner", "admin", "operator"])))]
 async fn re_rate(Shared(api): Shared<Arc<Api>>, write: Write<ReRate>) -> Result<Answer<ReRated>, Fault> {
@@ -72,13 +73,13 @@ fn prices(state: &State, rates: Vec<Rate>) -> Result<BTreeMap<EndpointId, Prices
     }
     let mut out = BTreeMap::new();
     for (place, rate) in rates.into_iter().enumerate() {
-        let prices: Prices = match (rate.price, rate.prices) {
+        let (named, prices): (_, Prices) = match (rate.price, rate.prices) {
             (Some(Text(id)), None) => {
                 let kept = state.prices.get(&id);
                 let kept = kept.ok_or_else(|| wrong(place, "price", format!("`{id}` does not exist")))?;
-                kept.value.prices.clone()
+                ("price", kept.value.prices.clone())
             }
-            (None, Some(prices)) => prices.into(),
+            (None, Some(prices)) => ("prices", prices.into()),
             _ => {
                 return Err(wrong(
                     place,
@@ -89,6 +90,10 @@ fn prices(state: &State, rates: Vec<Rate>) -> Result<BTreeMap<EndpointId, Prices
         };
         if let Some((field, fault)) = prices.inadmissible() {
             return Err(wrong(place, &format!("prices.{field}"), fault.to_string()));
+        }
+        if !prices.tiers.is_empty() {
+            let why = "must have no tiers: an hour's usage does not say how long each prompt was; ask for one tier's prices";
+            return Err(wrong(place, named, why.into()));
         }
         if out.insert(rate.endpoint.0.clone(), prices).is_some() {
             return Err(wrong(

@@ -154,7 +154,8 @@ async fn other_prices_are_tried_on_what_was_used_and_nothing_changes() {
         json!({"from": "2026-11-22", "to": "2026-11-22", "organization": "o",
             "rates": [{"endpoint": "p/a/m", "prices": prices}]})
     };
-    let mut prices = events[0].prices.clone();
+    // Of the tier that all of them are in.
+    let mut prices = events[0].prices.in_force(events[0].tokens.prompt());
     let same = world.post("usage/re-rate", body(&prices)).await;
     assert_eq!(
         (nano(&same["recorded"]), nano(&same["difference"])),
@@ -171,6 +172,10 @@ async fn other_prices_are_tried_on_what_was_used_and_nothing_changes() {
         (json!([]), "rates"),
         (json!([{"endpoint": "p/a/m"}]), "rates[0].price"),
         (json!([{"endpoint": "p/a/m", "price": "gone"}]), "rates[0].price"),
+        (
+            json!([{"endpoint": "p/a/m", "prices": events[0].prices}]),
+            "rates[0].prices",
+        ),
     ] {
         let body = json!({"from": "2026-11-22", "to": "2026-11-22", "rates": rates});
         let reply = world.call("POST", "usage/re-rate", Some(body)).await;

@@ -20,26 +20,47 @@ pub(crate) struct Usage {
     #[serde(default)]
     cache_creation_input_tokens: Option<u64>,
     #[serde(default)]
+    cache_creation: Option<CacheCreation>,
+    #[serde(default)]
     output_tokens: Option<u64>,
 }
 
+/// What `cache_creation_input_tokens` is the sum of.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+struct CacheCreation {
+    #[serde(default)]
+    ephemeral_5m_input_tokens: Option<u64>,
+    #[serde(default)]
+    ephemeral_1h_input_tokens: Option<u64>,
+}
+
 impl Usage {
-    /// Takes over what a later event says.
+    /// Takes over what a later event says: its counts are of the whole message so far. Some servers repeat the prompt's as zeros at the
+    /// end, which takes nothing back.
     pub(crate) fn merge(&mut self, later: &Self) {
-        self.input_tokens = later.input_tokens.or(self.input_tokens);
-        self.cache_read_input_tokens = later.cache_read_input_tokens.or(self.cache_read_input_tokens);
-        self.cache_creation_input_tokens = later
-            .cache_creation_input_tokens
-            .or(self.cache_creation_input_tokens);
+        if later.counts().prompt() > 0 {
+            self.input_tokens = later.input_tokens.or(self.input_tokens);
+            self.cache_read_input_tokens = later.cache_read_input_tokens.or(self.cache_read_input_tokens);
+            self.cache_creation_input_tokens = later
+                .cache_creation_input_tokens
+                .or(self.cache_creation_input_tokens);
+            self.cache_creation = later.cache_creation.or(self.cache_creation);
+        }
         self.output_tokens = later.output_tokens.or(self.output_tokens);
     }
 
-    /// The counts: this dialect's kinds are disjoint already. Thinking is part of `output_tokens` and not told apart.
+    /// The counts: this dialect's kinds are disjoint already, but for what the cache keeps for an hour, which is part of all that was
+    /// written to it. Thinking is part of `output_tokens` and not told apart.
     pub(crate) fn counts(&self) -> TokenCounts {
+        let lives = self.cache_creation.unwrap_or_default();
+        let hour = lives.ephemeral_1h_input_tokens.unwrap_or(0);
+        let lives = hour.saturating_add(lives.ephemeral_5m_input_tokens.unwrap_or(0));
+        let written = self.cache_creation_input_tokens.unwrap_or(lives);
         TokenCounts {
             input: self.input_tokens.unwrap_or(0),
             input_cache_read: self.cache_read_input_tokens.unwrap_or(0),
-            input_cache_write: self.cache_creation_input_tokens.unwrap_or(0),
+            input_cache_write: written.saturating_sub(hour),
+            input_cache_write_1h: hour.min(written),
             output: self.output_tokens.unwrap_or(0),
             output_reasoning: 0,
         }

@@ -206,6 +206,7 @@ mod tests {
             upstream_model: "claude-x".into(),
             region: None,
             max_output_tokens: Some(900),
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         };

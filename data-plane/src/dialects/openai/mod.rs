@@ -18,6 +18,14 @@ pub(crate) struct Usage {
     #[serde(default)]
     completion_tokens: Option<u64>,
     #[serde(default)]
+    total_tokens: Option<u64>,
+    /// Cache reads, as some providers write them beside or in place of the details.
+    #[serde(default)]
+    cached_tokens: Option<u64>,
+    /// The same, of others.
+    #[serde(default)]
+    prompt_cache_hit_tokens: Option<u64>,
+    #[serde(default)]
     prompt_tokens_details: Option<PromptDetails>,
     #[serde(default)]
     completion_tokens_details: Option<CompletionDetails>,
@@ -42,38 +50,54 @@ impl Usage {
     pub(crate) fn details_are(&self, counts: &TokenCounts) -> bool {
         let prompt = self.prompt_tokens_details.as_ref().is_none_or(|details| {
             details.cached_tokens.unwrap_or(0) == counts.input_cache_read
-                && details.cache_write_tokens.unwrap_or(0) == counts.input_cache_write
+                && details.cache_write_tokens.unwrap_or(0) == counts.cache_write()
         });
         let completion = self.completion_tokens_details.as_ref();
         prompt && completion.is_none_or(|d| d.reasoning_tokens.unwrap_or(0) == counts.output_reasoning)
     }
 
     /// Disjoint counts: in this dialect totals include their details. `None` when it counts nothing at all.
+    ///
+    /// Some providers leave hidden reasoning out of `completion_tokens`, and some tell it in no place of its own: `total_tokens` gives it
+    /// away, being larger than the prompt and the visible completion together.
     pub(crate) fn counts(&self) -> Option<TokenCounts> {
-        let prompt = self.prompt_tokens;
-        let completion = self.completion_tokens;
-        if prompt.is_none() && completion.is_none() {
+        if self.prompt_tokens.is_none() && self.completion_tokens.is_none() {
             return None;
         }
-        let (prompt, completion) = (prompt.unwrap_or(0), completion.unwrap_or(0));
+        let prompt = self.prompt_tokens.unwrap_or(0);
         let details = self.prompt_tokens_details.as_ref();
-        let read = details.and_then(|d| d.cached_tokens).unwrap_or(0).min(prompt);
-        let write = details
-            .and_then(|d| d.cache_write_tokens)
-            .unwrap_or(0)
-            .min(prompt - read);
-        let reasoning = self.completion_tokens_details.as_ref();
-        let reasoning = reasoning
-            .and_then(|d| d.reasoning_tokens)
-            .unwrap_or(0)
-            .min(completion);
+        let read = details
+            .and_then(|d| d.cached_tokens)
+            .or(self.cached_tokens)
+            .or(self.prompt_cache_hit_tokens);
+        let read = read.unwrap_or(0).min(prompt);
+        let write = details.and_then(|d| d.cache_write_tokens);
+        let write = write.unwrap_or(0).min(prompt - read);
+        let (output, output_reasoning) = self.completion(prompt);
         Some(TokenCounts {
             input: prompt - read - write,
             input_cache_read: read,
             input_cache_write: write,
-            output: completion - reasoning,
-            output_reasoning: reasoning,
+            input_cache_write_1h: 0,
+            output,
+            output_reasoning,
         })
+    }
+
+    /// Visible and hidden completion tokens.
+    fn completion(&self, prompt: u64) -> (u64, u64) {
+        let told = self.completion_tokens_details.as_ref();
+        let told = told.and_then(|d| d.reasoning_tokens).unwrap_or(0);
+        let Some(completion) = self.completion_tokens else {
+            return (0, 0);
+        };
+        let counted = prompt.saturating_add(completion);
+        let left_out = self.total_tokens.unwrap_or(0).saturating_sub(counted);
+        if left_out > 0 && (told == 0 || told == left_out) {
+            return (completion, left_out);
+        }
+        let reasoning = told.min(completion);
+        (completion - reasoning, reasoning)
     }
 }
 

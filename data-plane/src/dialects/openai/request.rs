@@ -92,6 +92,7 @@ mod tests {
             upstream_model: "b-\"1".into(),
             region: None,
             max_output_tokens: None,
+            on_disconnect: None,
             rank: 0,
             enabled: true,
         };
@@ -104,6 +105,7 @@ mod tests {
             private_network: true,
             stream_usage,
             bills_after_cancel: false,
+            on_disconnect: None,
             connect_timeout_ms: 1,
             first_byte_timeout_ms: 1,
             idle_timeout_ms: 1,

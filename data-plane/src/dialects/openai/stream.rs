@@ -288,6 +288,7 @@ mod tests {
             input: 3,
             input_cache_read: 0,
             input_cache_write: 0,
+            input_cache_write_1h: 0,
             output: 2,
             output_reasoning: 0,
         },

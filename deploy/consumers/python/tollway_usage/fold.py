@@ -97,6 +97,8 @@ def parse(partition, offset, value):
             text(event["price_version"], "price_version"),
             int(event["byok"] is True),
         )
+        # Writes that the cache keeps for an hour are counted with the others.
+        tokens = tokens | {"input_cache_write": tokens["input_cache_write"] + tokens.get("input_cache_write_1h", 0)}
         estimated = int(event["usage_source"] == "estimated")
         sums = (1, estimated, *(count(tokens[kind], kind) for kind in KINDS), nano(event["charge"]["total"]), nano(event["billed"]))
         return Event(offset, writer, sequence, cell, sums)

@@ -59,6 +59,9 @@ struct Tokens {
     input: u64,
     input_cache_read: u64,
     input_cache_write: u64,
+    /// Kept for an hour; counted with the others here.
+    #[serde(default)]
+    input_cache_write_1h: u64,
     output: u64,
     output_reasoning: u64,
 }
@@ -112,7 +115,9 @@ pub(crate) fn parse(partition: i32, offset: i64, value: &[u8]) -> Result<Event, 
     let tokens = [
         tokens.input,
         tokens.input_cache_read,
-        tokens.input_cache_write,
+        tokens
+            .input_cache_write
+            .saturating_add(tokens.input_cache_write_1h),
         tokens.output,
         tokens.output_reasoning,
     ];

@@ -1,5 +1,6 @@
 //! Providers, credentials, models, endpoints, prices, notices.
 
+mod disconnect;
 mod notice;
 mod price;
 
@@ -11,8 +12,9 @@ use tollway_shared::seal::Sealed;
 use tollway_shared::time::UnixMillis;
 use utoipa::ToSchema;
 
+pub use self::disconnect::OnDisconnect;
 pub use self::notice::{Notice, NoticePut};
-pub use self::price::{Price, PriceCreate, Prices};
+pub use self::price::{Price, PriceCreate, PriceTier, Prices};
 use super::text::{self, SecretText, Text, mirror, noun};
 
 /// TCP and TLS connect deadline when a body names none.
@@ -87,6 +89,8 @@ noun! {
         #[serde(default = "yes")] stream_usage: bool,
         /// Whether the provider keeps generating, and billing, after a caller hangs up; default: no.
         #[serde(default)] bills_after_cancel: bool,
+        /// What becomes of an answer whose caller hangs up; default: `drain_fully` with `bills_after_cancel`, `abort` without.
+        #[serde(default)] on_disconnect: Option<OnDisconnect>,
         /// TCP and TLS connect deadline in milliseconds.
         #[serde(default = "connect_timeout", deserialize_with = "text::above_zero")] #[schema(minimum = 1)] connect_timeout_ms: u32,
         /// Deadline from the request's last byte to the answer's first, in milliseconds.
@@ -109,6 +113,7 @@ impl ProviderPut {
             private_network,
             stream_usage,
             bills_after_cancel,
+            on_disconnect,
             connect_timeout_ms,
             first_byte_timeout_ms,
             idle_timeout_ms,
@@ -123,6 +128,7 @@ impl ProviderPut {
             private_network,
             stream_usage,
             bills_after_cancel,
+            on_disconnect: on_disconnect.map(Into::into),
             connect_timeout_ms,
             first_byte_timeout_ms,
             idle_timeout_ms,
@@ -143,6 +149,7 @@ impl Provider {
             private_network,
             stream_usage,
             bills_after_cancel,
+            on_disconnect,
             connect_timeout_ms,
             first_byte_timeout_ms,
             idle_timeout_ms,
@@ -157,6 +164,7 @@ impl Provider {
             private_network,
             stream_usage,
             bills_after_cancel,
+            on_disconnect: on_disconnect.map(Into::into),
             connect_timeout_ms,
             first_byte_timeout_ms,
             idle_timeout_ms,
@@ -316,6 +324,8 @@ noun! {
         #[serde(default)] region: Option<text::Region>,
         /// Most completion tokens per request, when the provider caps them.
         #[serde(default)] max_output_tokens: Option<u32>,
+        /// What becomes of an answer whose caller hangs up; default: as the provider has it.
+        #[serde(default)] on_disconnect: Option<OnDisconnect>,
         /// Lower goes first; endpoints of equal rank share traffic by price. Default: 0.
         #[serde(default)] rank: u32,
         /// A disabled endpoint is never tried; default: enabled.
@@ -332,6 +342,7 @@ impl EndpointPut {
             upstream_model,
             region,
             max_output_tokens,
+            on_disconnect,
             rank,
             enabled,
         } = self;
@@ -342,6 +353,7 @@ impl EndpointPut {
             upstream_model,
             region: region.map(|region| region.0),
             max_output_tokens,
+            on_disconnect: on_disconnect.map(Into::into),
             rank,
             enabled,
         }
@@ -358,6 +370,7 @@ impl Endpoint {
             upstream_model,
             region,
             max_output_tokens,
+            on_disconnect,
             rank,
             enabled,
         } = endpoint.clone();
@@ -368,6 +381,7 @@ impl Endpoint {
             upstream_model,
             region: region.map(Text),
             max_output_tokens,
+            on_disconnect: on_disconnect.map(Into::into),
             rank,
             enabled,
             revision: revision.0,
