@@ -18,10 +18,11 @@ use tollway_shared::tenant::{ApiKey, TenantPath};
 use tollway_shared::time::UnixMillis;
 
 use crate::api::reply::{self, Reply};
+use crate::ask::Ask;
 use crate::clock;
 use crate::plane::{Dice, Plane};
-use crate::routing::Candidate;
-use crate::stages::opening::Opened;
+use crate::stages::abandon::{Left, Outliving};
+use crate::stages::plan::Plan;
 use crate::stages::report::Record;
 use crate::stages::{admit, attempt, authenticate, hold, plan, receive, relay};
 
@@ -69,6 +70,8 @@ pub struct Context {
     pub headers: HeaderMap,
     /// The account.
     pub record: Record,
+    /// Whether the caller is still there.
+    pub left: Rc<Left>,
 }
 
 /// Answers one chat request and accounts for it exactly once.
@@ -102,20 +105,26 @@ async fn serve(plane: &Rc<Plane>, arrival: Arrival, request: Request<Incoming>) 
         snapshot,
         headers: HeaderMap::new(),
         record,
+        left: Rc::default(),
     };
     match stages(&mut cx, request).await {
-        Ok((candidate, opened)) => relay::answer(cx, candidate, opened),
-        Err(fault) => {
-            cx.record.close(EndState::Failed, fault.status(), Some(&fault));
-            // Nobody served it, so nobody pays: the caller is told with the error.
-            reply::text(&mut cx.headers, "x-tollway-cost-usd", &NanoUsd::ZERO.to_string());
-            reply::fault(&fault, Some(&id), std::mem::take(&mut cx.headers))
+        Ok(planned) => {
+            let left = cx.left.clone();
+            Outliving::new(plane, left, answered(cx, planned)).await
         }
+        Err(fault) => refused(cx, &fault),
     }
 }
 
-/// The whole path, top to bottom. Every stage is the file of the same name in `stages/`.
-async fn stages(cx: &mut Context, request: Request<Incoming>) -> Result<(Candidate, Opened), Fault> {
+/// A request that is ready to go out.
+struct Planned {
+    caller: Caller,
+    ask: Ask,
+    plan: Plan,
+}
+
+/// The path up to where a provider is called. Every stage is the file of the same name in `stages/`.
+async fn stages(cx: &mut Context, request: Request<Incoming>) -> Result<Planned, Fault> {
     let (head, body) = request.into_parts();
     // Ahead of the body: a stranger cannot make this node hold 32 MiB.
     let caller = match authenticate::caller(cx, &head.headers) {
@@ -132,7 +141,27 @@ async fn stages(cx: &mut Context, request: Request<Incoming>) -> Result<(Candida
     let models = admit::check(cx, &caller, &ask)?;
     let mut plan = plan::order(cx, &ask, &models)?;
     hold::worst_case(cx, &caller, &mut plan, &mut ask).await?;
-    attempt::first_byte(cx, &plan, &caller, &ask).await // the relay's end settles and reports
+    Ok(Planned { caller, ask, plan })
+}
+
+/// The rest of it: providers, one after the other, and what the caller gets.
+async fn answered(mut cx: Context, planned: Planned) -> Reply {
+    let Planned { caller, ask, plan } = planned;
+    match attempt::first_byte(&mut cx, &plan, &caller, &ask).await {
+        Ok((candidate, opened)) => relay::answer(cx, candidate, opened), // its end settles and reports
+        Err(fault) => refused(cx, &fault),
+    }
+}
+
+fn refused(mut cx: Context, fault: &Fault) -> Reply {
+    cx.record.close(EndState::Failed, fault.status(), Some(fault));
+    // Nobody served it, so nobody pays: the caller is told with the error.
+    reply::text(&mut cx.headers, "x-tollway-cost-usd", &NanoUsd::ZERO.to_string());
+    reply::fault(
+        fault,
+        Some(&cx.arrival.request_id),
+        std::mem::take(&mut cx.headers),
+    )
 }
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::Waker;
@@ -104,6 +105,33 @@ pub struct Plane {
 pub struct Streams {
     wakers: RefCell<BTreeMap<u64, Waker>>,
     next: Cell<u64>,
+    draining: Cell<usize>,
+}
+
+/// Most answers of one core that are read on for callers who have left. Each has its provider's connection and what was read last.
+const DRAINING_MAX: usize = 256;
+
+/// A place among the answers that are read on for nobody.
+pub struct Draining(Rc<Plane>);
+
+impl Draining {
+    /// A place, if there is one left.
+    pub fn enter(plane: &Rc<Plane>) -> Option<Self> {
+        let taken = plane.streams.draining.get();
+        if taken >= DRAINING_MAX {
+            plane.meters.drain_refused.increment(1);
+            return None;
+        }
+        plane.streams.draining.set(taken + 1);
+        Some(Self(plane.clone()))
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        let draining = &self.0.streams.draining;
+        draining.set(draining.get().saturating_sub(1));
+    }
 }
 
 impl Streams {

@@ -75,6 +75,9 @@ pub async fn first_byte(
     let (mut places, mut refused) = (plan.attempts.iter(), Vec::new());
     let mut next = places.next();
     while let Some(candidate) = next.filter(|_| tried < plan.attempts_max) {
+        if tried > 0 && cx.left.is_gone() {
+            break; // nobody waits for another one
+        }
         // Encoded ahead of the intent: a field that has no counterpart in one dialect may have one in the next.
         let encoded = match dialects::encode(ask, &candidate.endpoint, &candidate.provider) {
             Ok(encoded) => encoded,
@@ -98,6 +101,7 @@ pub async fn first_byte(
         let answered = match call {
             Ok(call) => {
                 cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
+                cx.left.attempt(candidate);
                 let answered = try_one(cx, candidate, call, ask).await;
                 answered.inspect_err(|failed| cx.record.attempt_failed(failed.fault.as_str()))
             }
@@ -205,10 +209,11 @@ async fn try_one(
 ) -> Result<Opened, Failed> {
     let provider = &candidate.provider;
     let plane = cx.plane.clone();
-    let record = &mut cx.record;
-    let sent = plane
-        .upstream
-        .send(provider, origin, request, |is_out| record.attempt_sent(is_out));
+    let (record, left) = (&mut cx.record, &cx.left);
+    let sent = plane.upstream.send(provider, origin, request, |is_out| {
+        left.sent(is_out);
+        record.attempt_sent(is_out);
+    });
     let answer = sent.await?;
     let status = answer.head.status.as_u16();
     cx.record.attempt_answered(status);

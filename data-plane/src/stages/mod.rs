@@ -1,5 +1,6 @@
 //! The request path, one file per stage, in the order of [`crate::pipeline::handle`].
 
+pub mod abandon;
 pub mod admit;
 pub mod attempt;
 pub mod authenticate;

@@ -1,10 +1,11 @@
 //! Provider events → the caller's body. A slow caller slows the provider, because nothing is read ahead of what was taken; a caller who
-//! hangs up drops this body, and with it the provider's connection.
+//! hangs up drops this body, and with it the provider's connection, when no more of the answer is wanted ([`super::abandon`]).
 //!
 //! A stream ends in `[DONE]` or in an error event, never in silence.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 use std::time::Duration;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use http_body_util::BodyExt;
-use tokio::time::{Instant, Sleep, timeout};
+use tokio::task::yield_now;
+use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tollway_proto::usage::EndState;
 use tollway_shared::fault::Fault;
 
+use super::abandon::{CAME_MAX, CAME_TURNS, Rest};
 use super::opening::{Begun, Opened};
 use crate::api::reply::{self, Reply};
 use crate::dialects::slices::Slices;
@@ -29,8 +32,6 @@ use crate::upstream::AnswerBody;
 const DONE: &[u8] = b"data: [DONE]\n\n";
 /// How long a provider may take to end a body that has nothing more to say, before its connection is given up.
 const TAIL_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long an answer that nobody waits for is read on, when the provider bills it anyway.
-const ABANDONED_MAX: Duration = Duration::from_secs(600);
 
 /// The caller's answer.
 pub fn answer(mut cx: Context, candidate: Candidate, opened: Opened) -> Reply {
@@ -306,6 +307,44 @@ impl Relay {
         self.cx.record.close(EndState::Failed, 200, Some(fault));
     }
 
+    /// Reads what is still wanted of an answer that nobody waits for.
+    async fn read_on(&mut self, rest: Rest) {
+        match rest {
+            Rest::Came => self.read_what_came().await,
+            Rest::Until { at, tokens, _place } => {
+                let most = tokens.map(|more| self.cx.record.completion().saturating_add(more));
+                let rest = poll_fn(|cx| {
+                    loop {
+                        match self.poll(cx) {
+                            Poll::Ready(Some(_))
+                                if most.is_none_or(|most| self.cx.record.completion() < most) => {}
+                            Poll::Ready(_) => return Poll::Ready(()),
+                            Poll::Pending => return Poll::Pending,
+                        }
+                    }
+                });
+                drop(timeout_at(at, rest).await);
+            }
+        }
+    }
+
+    /// Reads what has come to the socket by now. A connection hands it over one piece after the other, each once the one before is taken,
+    /// so turns count only while nothing comes of them.
+    async fn read_what_came(&mut self) {
+        let until = Instant::now() + CAME_MAX;
+        let mut quiet = 0;
+        while !self.ended && quiet < CAME_TURNS && Instant::now() < until {
+            let heard = self.heard;
+            poll_fn(|cx| {
+                while let Poll::Ready(Some(_)) = self.poll(cx) {}
+                Poll::Ready(())
+            })
+            .await;
+            quiet = if self.heard == heard { quiet + 1 } else { 0 };
+            yield_now().await;
+        }
+    }
+
     fn broken(&self) -> Fault {
         Fault::StreamBroken {
             provider: self.candidate.provider.id.clone(),
@@ -314,29 +353,16 @@ impl Relay {
 }
 
 impl Drop for Stream {
-    /// The caller has hung up, unless the stream came to its end. A provider that bills all the same is read on, to bill the same.
+    /// The caller has hung up, unless the stream came to its end.
     fn drop(&mut self) {
         let Some(mut relay) = self.0.take() else { return };
         let more = !relay.ended && relay.body.is_some();
-        if !more
-            || !relay.candidate.provider.bills_after_cancel
-            || relay.cx.plane.phase.reached(Phase::ENDING)
-        {
+        if !more || relay.cx.plane.phase.reached(Phase::ENDING) {
             return;
         }
         relay.abandoned = true;
-        tokio::task::spawn_local(async move {
-            let rest = std::future::poll_fn(|cx| {
-                loop {
-                    match relay.poll(cx) {
-                        Poll::Ready(Some(_)) => {}
-                        Poll::Ready(None) => return Poll::Ready(()),
-                        Poll::Pending => return Poll::Pending,
-                    }
-                }
-            });
-            drop(timeout(ABANDONED_MAX, rest).await);
-        });
+        let rest = Rest::of_stream(&relay.candidate, &relay.cx.left, &relay.cx.plane);
+        tokio::task::spawn_local(async move { relay.read_on(rest).await });
     }
 }
 

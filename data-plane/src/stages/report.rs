@@ -217,6 +217,12 @@ impl Record {
         })
     }
 
+    /// Completion tokens so far.
+    pub fn completion(&self) -> u64 {
+        let open = self.open.as_ref();
+        open.map_or(0, |open| settle::so_far(&self.tally, open.size).completion())
+    }
+
     /// How many attempts were made.
     pub fn attempts(&self) -> usize {
         let open = self.open.as_ref();

@@ -13,7 +13,8 @@ use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::Dialect;
 use tollway_shared::cost;
 
-use crate::node::{Node, PARTITIONS, SOON, events_in};
+use crate::log::events_in;
+use crate::node::{Node, PARTITIONS, SOON};
 
 /// Streams that run when the node dies.
 const STREAMS: usize = 8;

@@ -291,8 +291,8 @@ async fn what_could_not_be_sent_is_no_usage() {
 
 #[tokio::test]
 async fn a_caller_who_leaves_before_the_answer_pays_what_its_provider_bills() {
-    let (a, bills) = (Scripted::start("a"), Scripted::start("bills"));
-    for (scripted, name) in [(&a, "a"), (&bills, "bills")] {
+    let (a, bills) = (Scripted::start("a"), Scripted::start("bills-aborts"));
+    for (scripted, name) in [(&a, "a"), (&bills, "bills-aborts")] {
         let one_core = |config: &mut Config| config.server.threads = 1; // each learns for itself
         let node = Node::start_with(&[(scripted, name, Dialect::OpenAi)], one_core).await;
         // What is known of this provider's answers is this one.

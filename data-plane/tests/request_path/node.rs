@@ -1,6 +1,5 @@
 //! A whole data plane on loopback, and what a test asks of it.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,7 @@ use tollway_data::plane::Names;
 use tollway_data::run::{self, Running};
 use tollway_data::{clock, usage};
 use tollway_proto::push::encode_resource;
-use tollway_proto::usage::{LogLine, UsageEvent, UsageSource, log_file_name};
+use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::{
     AuthScheme, Credential, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider, credential_aad,
@@ -30,6 +29,7 @@ use tollway_shared::tenant::{ApiKey, Organization, Project};
 use tollway_shared::time::UnixMillis;
 
 use crate::grantor::Grantor;
+use crate::log::{Log, events_in};
 
 pub(crate) const MODEL: &str = "acme/one";
 pub(crate) const PARTITIONS: i32 = 2;
@@ -326,14 +326,22 @@ impl Node {
             .unwrap()
     }
 
-    /// Events, once there are at least `count`.
+    /// Events, once there are at least `count`. They are waited for as long as more keep coming.
     pub(crate) async fn events(&self, count: usize) -> Vec<UsageEvent> {
-        let begun = Instant::now();
+        let (mut log, mut moved) = (Log::at(&self.dir.path().join("usage")), Instant::now());
         loop {
-            let events = self.events_now();
-            if events.len() >= count || begun.elapsed() > SOON {
-                assert_eq!(events.len(), count, "{events:#?}");
-                return events;
+            if log.read_on() > 0 {
+                moved = Instant::now();
+            }
+            let found = log.events.len();
+            if found >= count || moved.elapsed() > SOON {
+                assert_eq!(
+                    found,
+                    count,
+                    "the last: {:#?}",
+                    &log.events[found.saturating_sub(9)..]
+                );
+                return log.events;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -342,18 +350,6 @@ impl Node {
     pub(crate) fn events_now(&self) -> Vec<UsageEvent> {
         events_in(&self.dir.path().join("usage"))
     }
-}
-
-/// The events of an embedded usage log.
-pub(crate) fn events_in(log: &Path) -> Vec<UsageEvent> {
-    let files = (0..PARTITIONS).map(|n| log.join(log_file_name(n)));
-    let text: String = files
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .collect();
-    text.lines()
-        .filter_map(|line| serde_json::from_str::<LogLine<'_>>(line).ok())
-        .map(|line| serde_json::from_str(line.event.get()).unwrap())
-        .collect()
 }
 
 pub(crate) fn header<'a>(response: &'a reqwest::Response, name: &str) -> &'a str {

@@ -1,0 +1,186 @@
+//! What becomes of an answer whose caller has left: it is cancelled, read on within bounds, or read to its end, as its endpoint or
+//! provider has it ([`OnDisconnect`]). It is billed as the provider bills it in any case; the more of it is read, the less of that is an
+//! estimate.
+//!
+//! What has already come is read even where the request is cancelled: a provider bills what it has sent.
+//!
+//! So many are read on at once and no more; whose turn it is not is cancelled.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context as Poller, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tollway_shared::catalog::{OnDisconnect, on_disconnect};
+
+use crate::api::reply::Reply;
+use crate::plane::{Draining, Phase, Plane};
+use crate::routing::Candidate;
+
+/// How long an answer that nobody waits for is read on at most.
+const READ_ON_MAX: Duration = Duration::from_secs(600);
+/// How many turns without anything new say that all of what has come was read. Between two of them the runtime looks at its sockets once,
+/// and the connection hands over what they have.
+pub(super) const CAME_TURNS: usize = 6;
+/// How long what has come is read at most: a provider that writes faster than it is read never leaves a turn without anything new.
+pub(super) const CAME_MAX: Duration = Duration::from_millis(50);
+
+/// What is to be known of a request whose caller may leave.
+#[derive(Debug)]
+pub struct Left {
+    at: Cell<Option<Instant>>,
+    /// Of the running attempt.
+    policy: Cell<OnDisconnect>,
+    /// The running attempt's request has gone out.
+    sent: Cell<bool>,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self {
+            at: Cell::new(None),
+            policy: Cell::new(OnDisconnect::Abort),
+            sent: Cell::new(false),
+        }
+    }
+}
+
+impl Left {
+    /// An attempt at this endpoint begins.
+    pub fn attempt(&self, candidate: &Candidate) {
+        self.policy.set(policy(candidate));
+        self.sent.set(false);
+    }
+
+    /// Its request has gone out, or has come back unsent.
+    pub fn sent(&self, is_out: bool) {
+        self.sent.set(is_out);
+    }
+
+    /// Whether the caller has left.
+    pub fn is_gone(&self) -> bool {
+        self.at.get().is_some()
+    }
+}
+
+/// How much more is read of an answer.
+pub(super) enum Rest {
+    /// What has come already.
+    Came,
+    /// What comes within these bounds.
+    Until {
+        /// At the latest.
+        at: Instant,
+        /// So many more completion tokens.
+        tokens: Option<u64>,
+        /// The place among those that are read on.
+        _place: Draining,
+    },
+}
+
+impl Rest {
+    /// What is read of a stream whose caller has left.
+    pub(super) fn of_stream(candidate: &Candidate, left: &Left, plane: &Rc<Plane>) -> Self {
+        Self::of(
+            policy(candidate),
+            left.at.get().unwrap_or_else(Instant::now),
+            plane,
+        )
+    }
+
+    fn of(policy: OnDisconnect, since: Instant, plane: &Rc<Plane>) -> Self {
+        let (at, tokens) = match policy {
+            OnDisconnect::Abort => return Self::Came,
+            OnDisconnect::Drain { cap_ms, cap_tokens } => {
+                let cap = Duration::from_millis(u64::from(cap_ms)).min(READ_ON_MAX);
+                (since + cap, cap_tokens.map(u64::from))
+            }
+            OnDisconnect::DrainFully => (since + READ_ON_MAX, None),
+        };
+        match Draining::enter(plane) {
+            Some(place) => Self::Until {
+                at,
+                tokens,
+                _place: place,
+            },
+            None => Self::Came,
+        }
+    }
+}
+
+fn policy(candidate: &Candidate) -> OnDisconnect {
+    on_disconnect(&candidate.endpoint, &candidate.provider)
+}
+
+/// An answer on which is worked for as long as its policy says when its caller leaves before the first byte: this future is dropped
+/// then, and what is in it goes on without it.
+pub struct Outliving<F: Future<Output = Reply> + 'static> {
+    answer: Option<Pin<Box<F>>>,
+    plane: Rc<Plane>,
+    left: Rc<Left>,
+}
+
+impl<F: Future<Output = Reply> + 'static> Outliving<F> {
+    /// - `left`: as the answer's own context has it.
+    pub fn new(plane: &Rc<Plane>, left: Rc<Left>, answer: F) -> Self {
+        Self {
+            answer: Some(Box::pin(answer)),
+            plane: plane.clone(),
+            left,
+        }
+    }
+}
+
+impl<F: Future<Output = Reply> + 'static> Future for Outliving<F> {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Poller<'_>) -> Poll<Reply> {
+        // Taken out, so that nothing is left to go on with after a panic.
+        let mut answer = self.answer.take().expect("it is not polled after its end");
+        let polled = answer.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.answer = Some(answer);
+        }
+        polled
+    }
+}
+
+impl<F: Future<Output = Reply> + 'static> Drop for Outliving<F> {
+    fn drop(&mut self) {
+        let Some(answer) = self.answer.take() else { return };
+        let now = Instant::now();
+        self.left.at.set(Some(now));
+        if !self.left.sent.get() || self.plane.phase.reached(Phase::ENDING) {
+            return; // no provider has anything to bill, or there is no time to wait for it
+        }
+        let rest = Rest::of(self.left.policy.get(), now, &self.plane);
+        tokio::task::spawn_local(async move {
+            match rest {
+                Rest::Came => {
+                    // In a task of its own, so that it is not hurried by whatever wakes the answer.
+                    let turns = tokio::task::spawn_local(came());
+                    tokio::select! {
+                        biased;
+                        _unread = answer => {}
+                        _over = turns => {}
+                    }
+                }
+                Rest::Until { at, .. } => {
+                    let reply = timeout_at(at, answer).await;
+                    drop(rest); // its place is for the stream that this may have become
+                    drop(reply);
+                }
+            }
+        });
+    }
+}
+
+/// Returns when what had come to the sockets has been handed over.
+async fn came() {
+    for _ in 0..CAME_TURNS {
+        tokio::task::yield_now().await;
+    }
+}
