@@ -70,6 +70,8 @@ pub struct Api {
     pub trusted_proxies: Vec<String>,
     /// Most attempts of one request.
     pub attempts_max: usize,
+    /// Most requests of one organization for free models in a minute, on this node; 0: no such limit.
+    pub free_requests_per_minute: u32,
 }
 
 /// `[ops]`.
@@ -177,6 +179,7 @@ impl Default for Api {
             connections_per_address_max: 512,
             trusted_proxies: vec!["127.0.0.0/8".into(), "::1".into()],
             attempts_max: 3,
+            free_requests_per_minute: 20,
         }
     }
 }
@@ -312,6 +315,11 @@ impl Config {
         let (api, drain, upstream) = (&self.api, &self.drain, &self.upstream);
         vec![
             Number::new("api.attempts_max", api.attempts_max, 1..=100),
+            Number::new(
+                "api.free_requests_per_minute",
+                api.free_requests_per_minute,
+                0..=1_000_000,
+            ),
             Number::new("api.body_bytes_max", api.body_bytes_max, 1..=1 << 30),
             Number::new("api.body_bytes_per_s_min", api.body_bytes_per_s_min, 0..=1 << 30),
             Number::new("api.body_grace_ms", api.body_grace_ms, 0..=DAY_MS),

@@ -27,6 +27,7 @@ pub mod lease;
 pub mod lengths;
 pub mod logs;
 pub mod metrics;
+pub mod minute;
 pub mod ops;
 pub mod pipeline;
 pub mod plane;

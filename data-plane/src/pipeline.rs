@@ -56,6 +56,8 @@ pub struct Caller {
     pub key: Arc<ApiKey>,
     /// Its whole tenant path.
     pub path: TenantPath,
+    /// Markup or discount of its organization, hundredths of a percent.
+    pub adjustment_bps: i32,
 }
 
 /// What the stages of one request share.

@@ -16,6 +16,7 @@ use crate::health::Health;
 use crate::lease::Desk;
 use crate::lengths::Lengths;
 use crate::metrics::Meters;
+use crate::minute::FreeMinute;
 use crate::upstream::Upstream;
 use crate::usage::Writer;
 
@@ -45,6 +46,8 @@ pub struct Limits {
     pub body_bytes_per_s_min: u64,
     /// Most attempts of one request.
     pub attempts_max: usize,
+    /// Most requests of one organization for free models in a minute; 0: no such limit.
+    pub free_per_minute: u32,
     /// Oldest snapshot that is served from.
     pub max_stale_ms: i64,
 }
@@ -92,6 +95,8 @@ pub struct Plane {
     pub dice: Dice,
     /// What this core knows of its providers' credentials.
     pub credentials: RefCell<Keyring>,
+    /// Requests for free models of the running minute, of every core.
+    pub free: Arc<FreeMinute>,
     /// Metric handles.
     pub meters: Meters,
     /// How far the node's end has come.

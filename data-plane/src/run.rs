@@ -19,6 +19,7 @@ use crate::catalog::{self, Live};
 use crate::config::Config;
 use crate::identity::{Identity, IdentityFault, renew};
 use crate::lease::{self, Call, Desk, Inheritance, Leases, Places};
+use crate::minute::FreeMinute;
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
 use crate::server::{self, Crowd, Deadlines, Stage};
@@ -210,6 +211,7 @@ async fn serve_until(
     };
     let tls = upstream::client_config(config.upstream.ca_file.as_deref())?;
     let phase = Arc::<Phase>::default();
+    let free = Arc::<FreeMinute>::default();
     let (stage, watched) = watch::channel(Stage::Serve);
     let crowd = Crowd::new(config.api.connections_per_address_max, config.trusted_proxies()?);
     let mut address = config.api.listen;
@@ -234,6 +236,7 @@ async fn serve_until(
             },
             tls: tls.clone(),
             phase: phase.clone(),
+            free: free.clone(),
             server: server_settings(config, threads, crowd.clone()),
             stage: watched.clone(),
         };
@@ -355,6 +358,7 @@ fn limits(config: &Config) -> Result<Limits, StartFault> {
         body_grace: Duration::from_millis(config.api.body_grace_ms),
         body_bytes_per_s_min: config.api.body_bytes_per_s_min,
         attempts_max: config.api.attempts_max,
+        free_per_minute: config.api.free_requests_per_minute,
         max_stale_ms: config.max_stale_ms()?,
     })
 }
@@ -384,6 +388,7 @@ struct Core {
     pool: upstream::Settings,
     tls: Arc<rustls::ClientConfig>,
     phase: Arc<Phase>,
+    free: Arc<FreeMinute>,
     server: server::Settings,
     stage: watch::Receiver<Stage>,
 }
@@ -423,6 +428,7 @@ impl Core {
             credentials: std::cell::RefCell::default(),
             meters: crate::metrics::Meters::default(),
             phase: self.phase,
+            free: self.free,
             streams: Streams::default(),
         });
         server::serve(plane, listener, self.server, self.stage).await

@@ -164,6 +164,8 @@ pub struct UsageCell {
 pub struct UsageSums {
     /// Requests that reached a provider.
     pub requests: u64,
+    /// Those among them that a provider served.
+    pub served: u64,
     /// Those among them whose counts are estimates.
     pub estimated: u64,
     /// Tokens by kind.

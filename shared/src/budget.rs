@@ -85,7 +85,7 @@ pub struct Budget {
 impl Budget {
     /// Whether a request for this model counts, if its path does.
     pub fn counts(&self, model: &ModelId) -> bool {
-        self.model.as_ref().is_none_or(|only| only == model)
+        self.model.as_ref().is_none_or(|only| only.includes(model))
     }
 
     /// Whether a node needs a lease of it.

@@ -21,6 +21,8 @@ pub const LINE_MAX: NanoUsd = NanoUsd(100_000_000 * NANO_PER_USD);
 pub const FEE_BPS_MAX: u32 = 10_000;
 /// What the ids of budgets begin with that hold an organization to its credit. Nobody else's may.
 const CREDIT_PREFIX: &str = "credit.";
+/// The same of its quota of free models.
+const QUOTA_PREFIX: &str = "free.";
 
 /// An account of an organization.
 ///
@@ -171,7 +173,18 @@ impl FeeRule {
     }
 }
 
-/// What buying credits costs on top of them.
+/// How many requests for free models an organization has per UTC day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FreeQuota {
+    /// At first; 0: no quota.
+    pub per_day: u32,
+    /// Once it has bought enough; 0: no quota.
+    pub per_day_bought: u32,
+    /// What is enough.
+    pub bought: NanoUsd,
+}
+
+/// What buying credits costs on top of them, and what is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fees {
     /// By card.
@@ -180,10 +193,13 @@ pub struct Fees {
     pub crypto: FeeRule,
     /// On an invoice.
     pub invoice: FeeRule,
+    /// Free models.
+    pub free: FreeQuota,
 }
 
 impl Default for Fees {
-    /// 5.5 %, at least $0.80; in a crypto currency 5 %. Source: OpenRouter's price list.
+    /// 5.5 %, at least $0.80; in a crypto currency 5 %; 50 free requests a day, 1,000 once $10 have been bought. Source: OpenRouter's
+    /// price list and limits.
     fn default() -> Self {
         let usual = FeeRule {
             bps: 550,
@@ -196,6 +212,11 @@ impl Default for Fees {
                 least: NanoUsd::ZERO,
             },
             invoice: usual,
+            free: FreeQuota {
+                per_day: 50,
+                per_day_bought: 1_000,
+                bought: NanoUsd(10 * NANO_PER_USD),
+            },
         }
     }
 }
@@ -221,6 +242,7 @@ impl Fees {
         rules
             .into_iter()
             .find_map(|(name, rule)| (!rule.is_sound()).then_some(name))
+            .or_else(|| (self.free.bought < NanoUsd::ZERO).then_some("free"))
     }
 }
 
@@ -303,7 +325,17 @@ pub fn is_credit(budget: &BudgetId) -> bool {
     budget.as_str().starts_with(CREDIT_PREFIX)
 }
 
-/// The limit of that budget: all that may be spent, what has been spent included.
+/// The budget that holds an organization to its quota of free models.
+pub fn quota_id(organization: &OrganizationId) -> BudgetId {
+    BudgetId::trusted(format!("{QUOTA_PREFIX}{organization}"))
+}
+
+/// Whether a budget is one of [`quota_id`].
+pub fn is_quota(budget: &BudgetId) -> bool {
+    budget.as_str().starts_with(QUOTA_PREFIX)
+}
+
+/// The limit of the budget of a credit: all that may be spent, what has been spent included.
 ///
 /// - `available`: the balance now.
 /// - `spent`: what the budget has counted. Spending takes from the balance what it adds here, so the limit stays.

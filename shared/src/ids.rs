@@ -151,6 +151,16 @@ impl ModelId {
         self.as_str().ends_with(":free")
     }
 
+    /// What a budget names that counts every free model. No model can have this id.
+    pub fn every_free() -> Self {
+        Self::trusted("*:free")
+    }
+
+    /// Whether what is meant by this includes a model: itself, or [`ModelId::every_free`] a free one.
+    pub fn includes(&self, model: &Self) -> bool {
+        self == model || (self.as_str() == "*:free" && model.is_free())
+    }
+
     /// The part before the `/`, or the whole id when there is none.
     pub fn author(&self) -> &str {
         self.as_str()

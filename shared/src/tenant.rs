@@ -14,6 +14,8 @@ pub struct Organization {
     pub name: String,
     /// A disabled organization's keys are refused.
     pub enabled: bool,
+    /// Markup (above zero) or discount on the list price, hundredths of a percent ([`crate::bill`]).
+    pub adjustment_bps: i32,
 }
 
 /// A part of an organization.

@@ -74,6 +74,7 @@ fn organization() -> Organization {
         id: OrganizationId::trusted("o"),
         name: "O".into(),
         enabled: true,
+        adjustment_bps: -250,
     }
 }
 
@@ -209,6 +210,7 @@ fn spend() -> RecordSpend {
     };
     let sums = UsageSums {
         requests: 2,
+        served: 2,
         estimated: 1,
         tokens: TokenCounts {
             input: 300,

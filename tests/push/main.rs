@@ -326,6 +326,7 @@ fn catalog_commands() -> Vec<Command> {
             id: OrganizationId::trusted("o"),
             name: "O".into(),
             enabled: true,
+            adjustment_bps: 0,
         }),
         Command::PutProject(Project {
             id: ProjectId::trusted("j"),

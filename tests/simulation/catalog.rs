@@ -117,6 +117,7 @@ fn organization(name: &str) -> Organization {
         id: OrganizationId::trusted("o"),
         name: name.into(),
         enabled: true,
+        adjustment_bps: 0,
     }
 }
 

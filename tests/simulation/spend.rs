@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use tollway_control::ledger::rollup::{self, Record};
 use tollway_control::raft::{Cluster, Proposal};
 use tollway_proto::command::{Command, Outcome, RecordSpend, UsageCell, UsageSums};
-use tollway_proto::usage::UsageEvent;
+use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_shared::cost;
 use tollway_shared::ids::{ApiKeyId, OrganizationId, ProjectId, WriterId};
 use tollway_shared::money::NanoUsd;
@@ -71,6 +71,7 @@ impl UsageLog {
                 };
                 let kept = sums.entry(cell).or_default();
                 kept.requests += 1;
+                kept.served += u64::from(event.usage_source != UsageSource::None);
                 kept.cost = NanoUsd(kept.cost.0 + charge.total.0);
                 kept.billed = NanoUsd(kept.billed.0 + owed.0);
                 kept.tokens.add(&event.tokens);

@@ -198,6 +198,7 @@ fn count(
     }
     let mut after = before;
     after.requests += 1;
+    after.served += u64::from(event.usage_source != UsageSource::None);
     after.estimated += u64::from(event.usage_source == UsageSource::Estimated);
     after.tokens.add(&event.tokens);
     (after.cost, after.billed) = (cost, billed);

@@ -17,7 +17,7 @@ use tollway_shared::money::NanoUsd;
 use tollway_shared::seal::sha256;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
-use super::{State, Step, audit, credit, not_found, refuse};
+use super::{State, Step, audit, credit, not_found, quota, refuse};
 
 /// Transfers kept per organization. Older ones are in the audit trail as long as that lasts, and in the balances for good.
 pub const TRANSFERS_MAX: usize = 128;
@@ -234,6 +234,7 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
     state.payments.insert(order.reference.clone(), payment);
     forget_payments(state);
     credit::settle(state, step, id);
+    quota::follow(state, step, id);
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use tollway_shared::snapshot::{ResourceKind, base_url_problem};
 use tollway_shared::time::UnixMillis;
 
 use super::view::key;
-use super::{State, Step, must_be_unused, must_exist, not_found, refuse};
+use super::{State, Step, must_be_unused, must_exist, not_found, quota, refuse};
 
 pub(super) fn put_provider(
     state: &mut State,
@@ -83,6 +83,9 @@ pub(super) fn remove_credential(
 pub(super) fn put_model(state: &mut State, step: &mut Step<'_>, model: &Model) -> Result<(), Refusal> {
     step.put(&mut state.models, model.id.clone(), model.clone())?;
     step.changed.push(key(ResourceKind::Model, model.id.text()));
+    if model.id.is_free() {
+        quota::follow_all(state, step);
+    }
     Ok(())
 }
 
@@ -94,6 +97,9 @@ pub(super) fn remove_model(state: &mut State, step: &mut Step<'_>, id: &ModelId)
     )?;
     step.take(&mut state.models, id, "model")?;
     step.changed.push(key(ResourceKind::Model, id.text()));
+    if id.is_free() {
+        quota::follow_all(state, step);
+    }
     Ok(())
 }
 

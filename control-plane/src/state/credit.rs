@@ -16,7 +16,7 @@ use tollway_shared::money::NanoUsd;
 use tollway_shared::seal::Sealed;
 use tollway_shared::window::Span;
 
-use super::{Kept, State, Step, account, audit, budget, not_found, refuse};
+use super::{Kept, State, Step, account, audit, budget, not_found, quota, refuse};
 
 /// Most secrets of the payment webhook: the old and the new one while they change, for two senders.
 pub const SECRETS_MAX: usize = 4;
@@ -52,6 +52,7 @@ pub(super) fn put_fees(state: &mut State, step: &mut Step<'_>, fees: &Fees) -> R
         value: *fees,
         revision: step.revision,
     };
+    quota::follow_all(state, step);
     Ok(())
 }
 
@@ -78,6 +79,7 @@ pub(super) fn put_secrets(state: &mut State, step: &mut Step<'_>, secrets: &[Sea
 pub(super) fn forget(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
     state.billing.remove(id);
     budget::remove_kept(state, step, &credit::budget_id(id));
+    budget::remove_kept(state, step, &credit::quota_id(id));
 }
 
 fn billing(state: &State, id: &OrganizationId) -> Billing {
@@ -170,10 +172,10 @@ fn watch(state: &mut State, id: &OrganizationId, billing: &Billing) -> Option<Ef
 
 /// Refuses what people may not do to the budgets that this module keeps.
 pub(super) fn must_be_theirs(id: &BudgetId) -> Result<(), Refusal> {
-    if !credit::is_credit(id) {
+    if !credit::is_credit(id) && !credit::is_quota(id) {
         return Ok(());
     }
-    let detail = "is kept by the cluster: it follows the organization's account, under `/admin/v1/organizations/{id}/account`";
+    let detail = "is kept by the cluster: it follows the organization's account and the fees";
     Err(refuse(RefusalCode::Conflict, "id", detail))
 }
 

@@ -26,6 +26,7 @@ pub mod idempotency;
 pub mod invariant;
 pub mod lease;
 pub mod member;
+mod quota;
 pub mod spend;
 pub mod tally;
 pub mod tenant;

@@ -92,6 +92,7 @@ pub(crate) fn commands() -> Vec<Command> {
             id: OrganizationId::trusted("o"),
             name: "O".into(),
             enabled: true,
+            adjustment_bps: 0,
         }),
         Command::PutProject(Project {
             id: ProjectId::trusted("j"),
@@ -206,6 +207,7 @@ pub(crate) fn spend(from: i64, to: i64, cost: i64) -> RecordSpend {
     };
     let sums = UsageSums {
         requests: 1,
+        served: 1,
         estimated: 0,
         tokens,
         cost: NanoUsd(cost),

@@ -45,6 +45,7 @@ fn added(kept: &UsageSums, more: &UsageSums) -> UsageSums {
     tokens.add(&more.tokens);
     UsageSums {
         requests: kept.requests.saturating_add(more.requests),
+        served: kept.served.saturating_add(more.served),
         estimated: kept.estimated.saturating_add(more.estimated),
         tokens,
         cost: sum(kept.cost, more.cost),

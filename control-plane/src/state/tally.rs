@@ -169,7 +169,7 @@ fn used(unit: Unit, sums: &UsageSums) -> i64 {
     match unit {
         Unit::Money => sums.billed.0,
         Unit::Tokens => i64::try_from(sums.tokens.total()).unwrap_or(i64::MAX),
-        Unit::Requests => i64::try_from(sums.requests).unwrap_or(i64::MAX),
+        Unit::Requests => i64::try_from(sums.served).unwrap_or(i64::MAX),
     }
 }
 

@@ -1,19 +1,24 @@
 //! Commands on who asks and who pays: organizations, teams, projects, API keys.
 
 use tollway_proto::command::{Refusal, RefusalCode};
+use tollway_shared::bill::{self, BPS_MAX, BPS_MIN};
 use tollway_shared::ids::{ApiKeyId, OrganizationId, ProjectId, TeamId};
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::tenant::{self, ApiKey, Organization, Project, ROTATIONS_MAX, Team};
 use tollway_shared::time::UnixMillis;
 
 use super::view::key;
-use super::{State, Step, credit, must_be_unused, must_exist, not_found, refuse};
+use super::{State, Step, credit, must_be_unused, must_exist, not_found, quota, refuse};
 
 pub(super) fn put_organization(
     state: &mut State,
     step: &mut Step<'_>,
     organization: &Organization,
 ) -> Result<(), Refusal> {
+    if !bill::admissible(organization.adjustment_bps) {
+        let detail = format!("must be between {BPS_MIN} and {BPS_MAX}");
+        return Err(refuse(RefusalCode::Invalid, "adjustment_bps", detail));
+    }
     step.put(
         &mut state.organizations,
         organization.id.clone(),
@@ -21,6 +26,8 @@ pub(super) fn put_organization(
     )?;
     step.changed
         .push(key(ResourceKind::Organization, organization.id.text()));
+    credit::settle(state, step, &organization.id);
+    quota::follow(state, step, &organization.id);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tollway_shared::fault::{Fault, LimitNote, UpstreamNote};
 use tollway_shared::ids::RequestId;
 
+use crate::clock;
 use crate::stages::relay::{Stream, Whole};
 
 /// Seconds after which a request that was turned away for want of capacity may come again.
@@ -184,6 +185,15 @@ pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> R
     if spec.retry {
         let seconds = fault.retry_after().unwrap_or(RETRY_AFTER_SECONDS);
         headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if let Fault::FreeQuota { limit, resets_at, .. } = fault {
+        text(&mut headers, "x-ratelimit-limit", &limit.to_string());
+        text(&mut headers, "x-ratelimit-remaining", "0");
+        text(&mut headers, "x-ratelimit-reset", &resets_at.0.to_string());
+        if spec.retry {
+            let wait_ms = resets_at.0.saturating_sub(clock::now().0).max(1).unsigned_abs();
+            headers.insert(RETRY_AFTER, wait_ms.div_ceil(1_000).into());
+        }
     }
     if let Fault::ModelRetired { successor, .. } = fault {
         text(&mut headers, "x-tollway-model-lifecycle", "retired");

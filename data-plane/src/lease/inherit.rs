@@ -34,7 +34,7 @@ pub fn used(event: &UsageEvent) -> Amounts {
 
 /// What of it counts against one part of a hold.
 pub fn share(used: &Amounts, served: &ModelId, unit: Unit, only: Option<&ModelId>) -> i64 {
-    if only.is_none_or(|only| only == served) {
+    if only.is_none_or(|only| only.includes(served)) {
         used.of(unit)
     } else {
         0

@@ -34,6 +34,9 @@ pub fn check(cx: &mut Context, caller: &Caller, ask: &Ask) -> Result<Vec<ModelId
         }
     }
     spent(&snapshot, &cx.plane.live.stops(), caller, &models, now)?;
+    if models[0].is_free() {
+        free(cx, caller, now)?;
+    }
     Ok(models)
 }
 
@@ -104,6 +107,20 @@ fn lifecycle(notice: &Notice, headers: &mut HeaderMap) {
     put("x-tollway-model-lifecycle", "deprecated".into());
 }
 
+/// So many requests for free models a minute, on this node.
+fn free(cx: &Context, caller: &Caller, now: UnixMillis) -> Result<(), Fault> {
+    let most = cx.plane.limits.free_per_minute;
+    if most == 0 {
+        return Ok(());
+    }
+    let taken = cx.plane.free.take(&caller.path.organization, most, now);
+    taken.map_err(|resets_at| Fault::FreeQuota {
+        limit: i64::from(most),
+        window: "minute",
+        resets_at,
+    })
+}
+
 /// A hard budget on the tenant path that is spent, and that every model which may be tried counts for.
 fn spent(
     snapshot: &Snapshot,
@@ -135,7 +152,7 @@ fn spent(
             }
             let told = stops.budgets.contains(id).then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
-                return Err(Fault::spent(&view.budget, scope.level(), resets_at));
+                return Err(Fault::spent(&view.budget, scope.level(), resets_at, now));
             }
         }
     }
@@ -242,6 +259,7 @@ mod tests {
             let caller = Caller {
                 key: Arc::new(key.clone()),
                 path,
+                adjustment_bps: 0,
             };
             let models: Vec<ModelId> = models.iter().map(|id| ModelId::trusted(*id)).collect();
             spent(snapshot, &Stops::default(), &caller, &models, UnixMillis(5)).is_err()

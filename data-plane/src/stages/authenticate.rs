@@ -66,15 +66,12 @@ pub fn find(
     }
     // The snapshot's check keeps these references whole, so a gap is a fault of ours and not the caller's.
     let path = snapshot.path(key).ok_or(Fault::Internal)?;
-    if !snapshot
-        .organizations
-        .get(&path.organization)
-        .is_some_and(|org| org.enabled)
-    {
+    let organization = snapshot.organizations.get(&path.organization);
+    let Some(organization) = organization.filter(|organization| organization.enabled) else {
         return Err(Fault::TenantDisabled {
             level: "organization",
         });
-    }
+    };
     if !snapshot
         .projects
         .get(&path.project)
@@ -85,6 +82,7 @@ pub fn find(
     Ok(Caller {
         key: key.clone(),
         path,
+        adjustment_bps: organization.adjustment_bps,
     })
 }
 

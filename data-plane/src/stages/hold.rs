@@ -93,7 +93,7 @@ pub async fn worst_case(
         return Ok(());
     }
     let desk = cx.plane.desk.clone();
-    let mut bounds = bounds_of(&snapshot, plan, ask);
+    let mut bounds = bounds_of(&snapshot, caller, plan, ask);
     let until = Instant::now() + PATIENCE;
     let mut waited = false;
     for _ in 0..TRIES_MAX {
@@ -142,13 +142,14 @@ pub async fn worst_case(
         let (budget, fault) = spent.ok_or(Fault::Internal)?;
         // A model with a budget of its own leaves the others to be tried.
         let only = budget.view.budget.model.as_ref();
-        let other = |candidate: &Candidate| only.is_some_and(|model| candidate.endpoint.model != *model);
+        let other =
+            |candidate: &Candidate| only.is_some_and(|model| !model.includes(&candidate.endpoint.model));
         if !plan.attempts.iter().any(other) {
             return Err(fault);
         }
         plan.attempts.retain(other);
         budgets = on_path(&snapshot, caller, plan, capped);
-        bounds = bounds_of(&snapshot, plan, ask);
+        bounds = bounds_of(&snapshot, caller, plan, ask);
     }
     Err(Fault::BudgetUnavailable)
 }
@@ -167,7 +168,7 @@ impl Budget<'_> {
     fn exhausted(&self, resets_at: Option<UnixMillis>) -> Fault {
         let now = clock::now();
         let resets_at = resets_at.or_else(|| self.view.budget.resets_at(now));
-        Fault::spent(&self.view.budget, self.level, resets_at)
+        Fault::spent(&self.view.budget, self.level, resets_at, now)
     }
 
     fn too_dear(&self) -> Fault {
@@ -224,7 +225,7 @@ fn terms(terms: &Terms, capped: bool) -> Cow<'_, Terms> {
     })
 }
 
-fn bounds_of(snapshot: &Snapshot, plan: &Plan, ask: &Ask) -> Bounds {
+fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bounds {
     let rates = plan.attempts.iter().map(|candidate| {
         let context = snapshot
             .models
@@ -242,7 +243,7 @@ fn bounds_of(snapshot: &Snapshot, plan: &Plan, ask: &Ask) -> Bounds {
         .billed(if candidate.endpoint.model.is_free() {
             BPS_MIN
         } else {
-            0
+            caller.adjustment_bps
         })
     });
     Bounds {
@@ -343,7 +344,11 @@ mod tests {
             rotated_from: None,
         };
         let key = Arc::new(key);
-        Caller { key, path }
+        Caller {
+            key,
+            path,
+            adjustment_bps: 0,
+        }
     }
 
     /// A snapshot with a budget on every level of every key's path, and slices of all of them.
@@ -351,7 +356,7 @@ mod tests {
         let mut snapshot = Snapshot::default();
         let mut grants = Vec::new();
         for number in 0..KEYS {
-            let Caller { key, path } = caller(number);
+            let Caller { key, path, .. } = caller(number);
             for (scope, every) in
                 BudgetScope::of_path(&path, [key.id.clone()].into_iter()).zip([500, 100, 20, 1])
             {
@@ -417,7 +422,7 @@ mod tests {
             let caller = caller((draw >> 33) as usize % KEYS);
             let begun = std::time::Instant::now();
             let budgets = on_path(&snapshot, &caller, &plan, true);
-            let bounds = bounds_of(&snapshot, &plan, &ask);
+            let bounds = bounds_of(&snapshot, &caller, &plan, &ask);
             let (held, _) = try_hold(&desk, black_box(&budgets), &bounds, UnixMillis(0));
             let holding = held.unwrap().unwrap();
             assert_eq!(holding.held.parts.len(), 4);

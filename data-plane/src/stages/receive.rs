@@ -124,6 +124,7 @@ mod tests {
             body_grace: Duration::from_secs(5),
             body_bytes_per_s_min: floor,
             attempts_max: 1,
+            free_per_minute: 0,
             max_stale_ms: 1,
         };
         let began = Instant::now();

@@ -352,7 +352,10 @@ impl Record {
             charge: Charge::default(),
             byok: false,
             free: candidate.endpoint.model.is_free(),
-            adjustment: Adjustment::default(),
+            adjustment: Adjustment {
+                bps: caller.adjustment_bps,
+                amount: NanoUsd::ZERO,
+            },
             billed: NanoUsd::ZERO,
             attempts: Vec::with_capacity(1),
         }

@@ -1,19 +1,25 @@
-//! What holds an organization to its credit, and that free models cost it nothing.
+//! What an organization owes and is held to: its credit, its markup or discount, and free models.
 
 use serde_json::{Value, json};
 use tollway_provider::Provider as Scripted;
-use tollway_shared::budget::terms::Terms;
+use tollway_shared::bill::Adjustment;
+use tollway_shared::budget::terms::{Terms, Unit};
 use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
 use tollway_shared::catalog::{Dialect, Endpoint};
-use tollway_shared::credit::budget_id;
+use tollway_shared::credit::{budget_id, quota_id};
 use tollway_shared::ids::{EndpointId, ModelId, OrganizationId, PriceId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::snapshot::Resource;
+use tollway_shared::tenant::Organization;
+use tollway_shared::time::Period;
 
 use crate::grantor::Grantor;
 use crate::node::{MODEL, Node, header, model};
 
 const FREE: &str = "acme/gift:free";
+/// The node's limit in these tests: far from what a slow machine asks in a minute by chance.
+const PER_MINUTE: u32 = 4;
+
 fn organization() -> OrganizationId {
     OrganizationId::trusted("org")
 }
@@ -63,10 +69,11 @@ fn offer_free(node: &Node) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_credit_a_request_is_402_and_a_free_model_goes_on() {
+async fn without_credit_a_request_is_402_and_a_free_model_goes_until_its_quota_is_used_up() {
     let (provider, grantor) = (Scripted::start("a"), Grantor::rough());
     let providers = [(&provider, "a", Dialect::OpenAi)];
-    let node = Node::start_leased(&providers, Some((&grantor, "one")), |_| {}).await;
+    let set = |config: &mut tollway_data::config::Config| config.api.free_requests_per_minute = PER_MINUTE;
+    let node = Node::start_leased(&providers, Some((&grantor, "one")), set).await;
     offer_free(&node);
     put(&grantor, &node, &credit(1));
     assert_eq!(node.ask("x", json!({"max_tokens": 40})).await.status(), 200);
@@ -88,15 +95,73 @@ async fn without_credit_a_request_is_402_and_a_free_model_goes_on() {
         (&body["error"]["code"], &body["error"]["type"]),
         (&json!("insufficient_credits"), &json!("insufficient_quota"))
     );
-    let free = node.ask("x", json!({"model": FREE, "max_tokens": 40})).await;
-    assert_eq!(free.status(), 200);
-    let body: Value = free.json().await.unwrap();
-    assert_eq!(body["usage"]["cost"], 0);
-    let events = node.events(2).await;
+    let quota = Budget {
+        id: quota_id(&organization()),
+        model: Some(ModelId::every_free()),
+        terms: Terms {
+            unit: Unit::Requests,
+            cycle: Period::Daily.into(),
+            ..Terms::money(NanoUsd(2))
+        },
+        ..credit(1)
+    };
+    put(&grantor, &node, &quota);
+    for _ in 0..2 {
+        let free = node.ask("x", json!({"model": FREE, "max_tokens": 40})).await;
+        assert_eq!(free.status(), 200);
+        let body: Value = free.json().await.unwrap();
+        assert_eq!(body["usage"]["cost"], 0);
+    }
+    let over = node.ask("x", json!({"model": FREE, "max_tokens": 40})).await;
+    assert_eq!(
+        (over.status().as_u16(), header(&over, "x-ratelimit-limit")),
+        (429, "2")
+    );
+    let reset: i64 = header(&over, "x-ratelimit-reset").parse().unwrap();
+    assert_eq!(reset % 86_400_000, 0, "midnight UTC");
+    assert_eq!(
+        over.json::<Value>().await.unwrap()["error"]["code"],
+        "free_quota_exhausted"
+    );
+    // Also when a minute ends in between.
+    let mut limits = Vec::new();
+    for _ in 0..=2 * PER_MINUTE {
+        let over = node.ask("x", json!({"model": FREE, "max_tokens": 40})).await;
+        limits.push(header(&over, "x-ratelimit-limit").to_owned());
+    }
+    assert!(limits.contains(&PER_MINUTE.to_string()), "{limits:?}");
+    let events = node.events(3).await;
     let free: Vec<_> = events.iter().filter(|event| event.free).collect();
-    assert_eq!(free.len(), 1);
+    assert_eq!(free.len(), 2);
     assert!(
         free.iter()
             .all(|event| event.billed == NanoUsd::ZERO && event.charge.total > NanoUsd::ZERO)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_markup_is_in_the_event_in_the_answers_cost_and_in_what_is_taken_from_a_budget() {
+    let (provider, grantor) = (Scripted::start("a"), Grantor::rough());
+    let providers = [(&provider, "a", Dialect::OpenAi)];
+    let node = Node::start_leased(&providers, Some((&grantor, "one")), |_| {}).await;
+    node.put(Resource::Organization(Organization {
+        id: organization(),
+        name: "org".into(),
+        enabled: true,
+        adjustment_bps: 2_500,
+    }));
+    put(&grantor, &node, &credit(1));
+    let answer = node
+        .ask("[[tw:completion_tokens=10]] x", json!({"max_tokens": 40}))
+        .await;
+    let body: Value = answer.json().await.unwrap();
+    let events = node.events(1).await;
+    let (charge, event) = (events[0].charge.total.0, &events[0]);
+    let amount = NanoUsd((charge + 3) / 4); // a quarter, rounded up
+    assert_eq!(event.adjustment, Adjustment { bps: 2_500, amount });
+    assert_eq!(event.billed.0, charge + amount.0);
+    assert_eq!(
+        body["usage"]["cost"].to_string().parse::<f64>().unwrap(),
+        event.billed.to_string().parse::<f64>().unwrap()
     );
 }

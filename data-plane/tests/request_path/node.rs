@@ -201,6 +201,7 @@ impl Node {
                 id: OrganizationId::trusted("org"),
                 name: "org".into(),
                 enabled: true,
+                adjustment_bps: 0,
             }),
         );
         put(

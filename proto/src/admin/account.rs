@@ -258,6 +258,18 @@ pub struct FeeRule {
     pub least: text::Usd,
 }
 
+/// How many requests for free models an organization has per UTC day. Those that no provider served do not count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FreeQuota {
+    /// At first; 0: as many as it likes.
+    pub per_day: u32,
+    /// Once it has bought enough; 0: as many as it likes.
+    pub per_day_bought: u32,
+    /// What is enough, US dollars.
+    pub bought: text::Usd,
+}
+
 /// What buying credits costs on top of them. What is given costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -268,6 +280,8 @@ pub struct Fees {
     pub crypto: FeeRule,
     /// On an invoice.
     pub invoice: FeeRule,
+    /// Free models: those whose id ends in `:free`.
+    pub free: FreeQuota,
 }
 
 impl From<FeeRule> for stored::FeeRule {
@@ -293,11 +307,17 @@ impl From<Fees> for stored::Fees {
             card,
             crypto,
             invoice,
+            free,
         } = fees;
         Self {
             card: card.into(),
             crypto: crypto.into(),
             invoice: invoice.into(),
+            free: stored::FreeQuota {
+                per_day: free.per_day,
+                per_day_bought: free.per_day_bought,
+                bought: free.bought.0,
+            },
         }
     }
 }
@@ -308,11 +328,17 @@ impl From<stored::Fees> for Fees {
             card,
             crypto,
             invoice,
+            free,
         } = fees;
         Self {
             card: card.into(),
             crypto: crypto.into(),
             invoice: invoice.into(),
+            free: FreeQuota {
+                per_day: free.per_day,
+                per_day_bought: free.per_day_bought,
+                bought: free.bought.into(),
+            },
         }
     }
 }

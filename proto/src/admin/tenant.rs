@@ -26,17 +26,25 @@ noun! {
         #[serde(default)] name: String,
         /// A disabled organization's keys are refused; default: enabled.
         #[serde(default = "yes")] enabled: bool,
+        /// Markup on the list price in hundredths of a percent, or a discount when below zero: -10000 to 100000; default: none. It holds
+        /// for requests that are admitted from then on.
+        #[serde(default)] adjustment_bps: i32,
     }
 }
 
 impl OrganizationPut {
     /// The stored form under this id.
     pub fn into_stored(self, id: ids::OrganizationId) -> stored::Organization {
-        let Self { name, enabled } = self;
+        let Self {
+            name,
+            enabled,
+            adjustment_bps,
+        } = self;
         stored::Organization {
             name: named(name, &id),
             id,
             enabled,
+            adjustment_bps,
         }
     }
 }
@@ -44,11 +52,17 @@ impl OrganizationPut {
 impl Organization {
     /// The JSON form of a stored organization.
     pub fn of(organization: &stored::Organization, revision: Revision) -> Self {
-        let stored::Organization { id, name, enabled } = organization.clone();
+        let stored::Organization {
+            id,
+            name,
+            enabled,
+            adjustment_bps,
+        } = organization.clone();
         Self {
             id: Text(id),
             name,
             enabled,
+            adjustment_bps,
             revision: revision.0,
         }
     }

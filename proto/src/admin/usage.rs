@@ -71,6 +71,7 @@ impl From<UsageSums> for Sums {
     fn from(sums: UsageSums) -> Self {
         let UsageSums {
             requests,
+            served: _, // what budgets of requests count; the billing store has no such sum
             estimated,
             tokens,
             cost,
@@ -318,6 +319,7 @@ pub fn added(a: &UsageSums, b: &UsageSums) -> Option<UsageSums> {
     let billed: NanoUsd = a.billed.plus(b.billed).ok()?;
     Some(UsageSums {
         requests: a.requests.saturating_add(b.requests),
+        served: a.served.saturating_add(b.served),
         estimated: a.estimated.saturating_add(b.estimated),
         tokens,
         cost,

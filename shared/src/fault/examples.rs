@@ -54,6 +54,16 @@ impl Fault {
                 resets_at: None,
             },
             Self::InsufficientCredits { organization: text() },
+            Self::FreeQuota {
+                limit: 20,
+                window: "minute",
+                resets_at: UnixMillis(0),
+            },
+            Self::FreeQuota {
+                limit: 50,
+                window: "day",
+                resets_at: UnixMillis(0),
+            },
             Self::RequestTooDear {
                 level: "project",
                 budget: text(),

@@ -18,10 +18,22 @@ pub struct LimitNote<'a> {
 
 impl Fault {
     /// A spent budget, by what it stands for.
-    pub fn spent(budget: &Budget, level: &'static str, resets_at: Option<UnixMillis>) -> Self {
+    pub fn spent(
+        budget: &Budget,
+        level: &'static str,
+        resets_at: Option<UnixMillis>,
+        now: UnixMillis,
+    ) -> Self {
         if credit::is_credit(&budget.id) {
             return Self::InsufficientCredits {
                 organization: budget.scope.id().to_owned(),
+            };
+        }
+        if credit::is_quota(&budget.id) {
+            return Self::FreeQuota {
+                limit: budget.terms.limit,
+                window: "day",
+                resets_at: resets_at.or_else(|| budget.resets_at(now)).unwrap_or(now),
             };
         }
         Self::BudgetExhausted {

@@ -145,6 +145,16 @@ pub enum Fault {
         /// Whose.
         organization: String,
     },
+    /// So many requests for free models were made already.
+    #[error("the quota of {limit} requests for free models a {window} is used up; it starts again at {}", resets_at.rfc3339())]
+    FreeQuota {
+        /// How many there are.
+        limit: i64,
+        /// `minute` or `day`.
+        window: &'static str,
+        /// When it starts again.
+        resets_at: UnixMillis,
+    },
     /// A request could cost more than a budget allows for one.
     #[error(
         "this request could cost more than the {level} budget `{budget}` allows for one; lower its cap on the answer"
@@ -320,6 +330,13 @@ impl Fault {
             Self::InsufficientCredits { .. } => {
                 spec("insufficient_credits", 402, "insufficient_quota", Tenant, false)
             }
+            Self::FreeQuota { window, .. } => spec(
+                "free_quota_exhausted",
+                429,
+                "rate_limit_error",
+                Tenant,
+                *window == "minute",
+            ),
             Self::RequestTooDear { .. } => spec("request_too_dear", 403, "insufficient_quota", Tenant, false),
             Self::RouteNotFound { .. } => {
                 spec("route_not_found", 404, "invalid_request_error", Caller, false)

@@ -102,6 +102,7 @@ fn organization(id: &str) -> Proposal {
         id: OrganizationId::trusted(id),
         name: id.into(),
         enabled: true,
+        adjustment_bps: 0,
     }))
 }
 
