@@ -113,6 +113,7 @@ mod tests {
             id: CredentialId::trusted(format!("c{n}")),
             provider: ProviderId::trusted("p"),
             version: 1,
+            owner: None,
             regions: Vec::new(),
             sealed: seal::seal(&Key::new([0; 32]), b"", b"secret"),
             created_at: UnixMillis(0),

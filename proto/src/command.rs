@@ -174,6 +174,12 @@ pub struct UsageSums {
     pub cost: NanoUsd,
     /// What is owed for them: with markups and discounts, and nothing for own credentials and free models.
     pub billed: NanoUsd,
+    /// Those served with the organization's own credential.
+    pub byok_requests: u64,
+    /// What those cost at list price; in `cost`, too.
+    pub byok_cost: NanoUsd,
+    /// The fee on those; not in `billed`.
+    pub fee: NanoUsd,
 }
 
 /// A folded stretch of one partition of the usage log. Applied only when `from` is the offset the state has reached, so a

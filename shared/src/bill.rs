@@ -43,6 +43,70 @@ pub struct Bill {
     pub billed: NanoUsd,
 }
 
+/// What using own credentials costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByokFee {
+    /// Hundredths of a percent of the list price.
+    pub bps: u32,
+    /// What is free of it.
+    pub free: Allowance,
+}
+
+/// What an organization has free of fees per UTC month.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allowance {
+    /// So many requests.
+    Requests(u64),
+    /// So much at list price.
+    ListPrice(NanoUsd),
+}
+
+/// What an organization has used of its own credentials in a month.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByokUsed {
+    /// Requests that a provider served.
+    pub requests: u64,
+    /// What they cost at list price.
+    pub list: NanoUsd,
+}
+
+impl Default for ByokFee {
+    /// 5 % after 1,000,000 requests. Source: OpenRouter's guides of 2025 and 2026.
+    fn default() -> Self {
+        Self {
+            bps: 500,
+            free: Allowance::Requests(1_000_000),
+        }
+    }
+}
+
+impl ByokFee {
+    /// The fee on the next request, rounded up to a nano-dollar. Of one that crosses an allowance of money, on what lies above it.
+    ///
+    /// - `used`: what was used in the month before it; `list`: what it cost at list price, not below zero.
+    pub fn on(&self, used: &ByokUsed, list: NanoUsd) -> NanoUsd {
+        let above = match self.free {
+            Allowance::Requests(free) if used.requests < free => 0,
+            Allowance::Requests(_) => i128::from(list.0),
+            Allowance::ListPrice(free) => {
+                let over = i128::from(used.list.0) + i128::from(list.0) - i128::from(free.0);
+                over.clamp(0, i128::from(list.0))
+            }
+        };
+        let product = above * i128::from(self.bps);
+        let fee = product.div_euclid(ONE) + i128::from(product.rem_euclid(ONE) != 0);
+        NanoUsd(i64::try_from(fee).unwrap_or(i64::MAX))
+    }
+}
+
+impl ByokUsed {
+    /// Adds others.
+    pub fn add(&mut self, more: &Self) {
+        self.requests = self.requests.saturating_add(more.requests);
+        self.list = self.list.plus(more.list).unwrap_or(NanoUsd(i64::MAX));
+    }
+}
+
 /// Whether an organization may have this markup or discount.
 pub fn admissible(bps: i32) -> bool {
     (BPS_MIN..=BPS_MAX).contains(&bps)
@@ -117,6 +181,63 @@ mod tests {
             assert_eq!(
                 (bill.adjustment.amount, bill.billed),
                 (NanoUsd(100), NanoUsd::ZERO)
+            );
+        }
+    }
+
+    #[test]
+    fn the_fee_on_own_credentials_is_to_the_nano_dollar() {
+        use Allowance::{ListPrice, Requests};
+        let dollars = |text: &str| NanoUsd::parse(text).unwrap();
+        let seen = |requests, list| ByokUsed {
+            requests,
+            list: dollars(list),
+        };
+        let spend = ListPrice(dollars("25000"));
+        for (bps, free, used, list, fee) in [
+            (500, Requests(1_000_000), seen(0, "0"), "10", "0"),
+            (500, Requests(1_000_000), seen(999_999, "90000"), "10", "0"), // the last free one
+            (500, Requests(1_000_000), seen(1_000_000, "0"), "10", "0.5"),
+            (
+                500,
+                Requests(1_000_000),
+                seen(1_000_000, "0"),
+                "0.000000001",
+                "0.000000001",
+            ),
+            (
+                500,
+                Requests(1_000_000),
+                seen(1_000_000, "0"),
+                "0.00000002",
+                "0.000000001",
+            ),
+            (
+                500,
+                Requests(1_000_000),
+                seen(1_000_000, "0"),
+                "0.000000021",
+                "0.000000002",
+            ),
+            (500, Requests(1_000_000), seen(1_000_000, "0"), "0", "0"),
+            (500, Requests(0), seen(0, "0"), "2", "0.1"),
+            (500, spend, seen(5_000_000, "24999"), "1", "0"),
+            (500, spend, seen(1, "24999"), "1.5", "0.025"), // on what is above
+            (500, spend, seen(1, "25000"), "1.5", "0.075"),
+            (
+                500,
+                spend,
+                seen(1, "24999.999999999"),
+                "0.000000002",
+                "0.000000001",
+            ),
+            (0, Requests(0), seen(9, "9"), "9", "0"),
+        ] {
+            let rule = ByokFee { bps, free };
+            assert_eq!(
+                rule.on(&used, dollars(list)).to_string(),
+                fee,
+                "{rule:?} {used:?} {list}"
             );
         }
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cost::Prices;
-use crate::ids::{CredentialId, EndpointId, ModelId, PriceId, ProviderId, Region};
+use crate::ids::{CredentialId, EndpointId, ModelId, OrganizationId, PriceId, ProviderId, Region};
 use crate::seal::Sealed;
 use crate::time::UnixMillis;
 
@@ -107,6 +107,8 @@ pub struct Credential {
     pub provider: ProviderId,
     /// Counts rewrites of this id; part of what the seal binds.
     pub version: u32,
+    /// Whose own it is; none: everybody's.
+    pub owner: Option<CredentialOwner>,
     /// Regions whose nodes may hold it; empty = all.
     pub regions: Vec<Region>,
     /// The ciphertext.
@@ -115,7 +117,48 @@ pub struct Credential {
     pub created_at: UnixMillis,
 }
 
+/// Whose own a credential is: used for its requests and no others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CredentialOwner {
+    /// Who.
+    pub organization: OrganizationId,
+    /// Tried after everybody's, not before.
+    pub is_fallback: bool,
+}
+
+/// When a credential is tried: own ones first, everybody's then, own fallbacks last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Turn {
+    /// Own.
+    Own,
+    /// Everybody's.
+    Shared,
+    /// Own, as a fallback.
+    Fallback,
+}
+
+impl Turn {
+    /// In their order.
+    pub const ALL: [Self; 3] = [Self::Own, Self::Shared, Self::Fallback];
+}
+
 impl Credential {
+    /// What its seal binds, besides the secret.
+    pub fn aad(&self) -> Vec<u8> {
+        let owner = self.owner.as_ref().map(|owner| &owner.organization);
+        credential_aad(&self.provider, &self.id, self.version, owner)
+    }
+
+    /// When it is tried for a request of an organization; `None` where it is another one's own.
+    pub fn turn(&self, organization: &OrganizationId) -> Option<Turn> {
+        match &self.owner {
+            None => Some(Turn::Shared),
+            Some(owner) if owner.organization != *organization => None,
+            Some(owner) if owner.is_fallback => Some(Turn::Fallback),
+            Some(_) => Some(Turn::Own),
+        }
+    }
+
     /// What tells it from every other one, those of other providers too: `provider/id`.
     pub fn key(&self) -> CredentialId {
         credential_key(&self.provider, &self.id)
@@ -178,7 +221,15 @@ pub struct PriceVersion {
     pub prices: Prices,
 }
 
-/// What a seal of a provider credential binds, besides the secret: owner, id and version.
-pub fn credential_aad(provider: &ProviderId, id: &CredentialId, version: u32) -> Vec<u8> {
-    format!("credential\n{provider}\n{id}\n{version}").into_bytes()
+/// What a seal of a provider credential binds, besides the secret: provider, id, version, and whose own it is.
+pub fn credential_aad(
+    provider: &ProviderId,
+    id: &CredentialId,
+    version: u32,
+    owner: Option<&OrganizationId>,
+) -> Vec<u8> {
+    match owner {
+        None => format!("credential\n{provider}\n{id}\n{version}").into_bytes(),
+        Some(owner) => format!("credential\n{provider}\n{id}\n{version}\n{owner}").into_bytes(),
+    }
 }

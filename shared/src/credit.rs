@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bill::{Allowance, ByokFee};
 use crate::budget::terms::LIMIT_MAX;
 use crate::ids::{BudgetId, OrganizationId};
 use crate::money::{MoneyFault, NANO_PER_USD, NanoUsd};
@@ -195,6 +196,8 @@ pub struct Fees {
     pub invoice: FeeRule,
     /// Free models.
     pub free: FreeQuota,
+    /// Own credentials.
+    pub byok: ByokFee,
 }
 
 impl Default for Fees {
@@ -217,6 +220,7 @@ impl Default for Fees {
                 per_day_bought: 1_000,
                 bought: NanoUsd(10 * NANO_PER_USD),
             },
+            byok: ByokFee::default(),
         }
     }
 }
@@ -243,6 +247,10 @@ impl Fees {
             .into_iter()
             .find_map(|(name, rule)| (!rule.is_sound()).then_some(name))
             .or_else(|| (self.free.bought < NanoUsd::ZERO).then_some("free"))
+            .or_else(|| {
+                let negative = matches!(self.byok.free, Allowance::ListPrice(free) if free < NanoUsd::ZERO);
+                (self.byok.bps > FEE_BPS_MAX || negative).then_some("byok")
+            })
     }
 }
 
@@ -338,7 +346,8 @@ pub fn is_quota(budget: &BudgetId) -> bool {
 /// The limit of the budget of a credit: all that may be spent, what has been spent included.
 ///
 /// - `available`: the balance now.
-/// - `spent`: what the budget has counted. Spending takes from the balance what it adds here, so the limit stays.
+/// - `spent`: what the budget has counted. Spending takes from the balance what it adds here, so the limit stays; a fee on an own
+///   credential is only taken from the balance.
 pub fn limit(available: i128, line: NanoUsd, spent: i64) -> i64 {
     let limit = available
         .saturating_add(i128::from(line.0))

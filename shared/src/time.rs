@@ -54,6 +54,11 @@ impl Day {
         UnixMillis(i64::from(self.0) * DAY_MS)
     }
 
+    /// The first day of its month.
+    pub fn month(self) -> Self {
+        Period::Monthly.window(self.start()).0.day()
+    }
+
     /// Reads `2026-11-22`.
     pub fn parse(text: &str) -> Option<Self> {
         let date = text.parse::<jiff::civil::Date>().ok()?;

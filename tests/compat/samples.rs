@@ -222,6 +222,9 @@ fn spend() -> RecordSpend {
         },
         cost: NanoUsd(123_456_789),
         billed: NanoUsd(122_222_221),
+        byok_requests: 1,
+        byok_cost: NanoUsd(1_234_568),
+        fee: NanoUsd(61_729),
     };
     RecordSpend {
         partition: 0,

@@ -268,6 +268,7 @@ fn shown(state: &State, id: &OrganizationId) -> Account {
         open_usage: account.open.as_ref().map(|open| OpenUsage {
             day: Text(open.day),
             billed: Text(open.billed),
+            fee: Text(open.fee),
             cost: Text(open.cost),
         }),
         transfers: account.count,

@@ -122,6 +122,10 @@ async fn put_credential(
         let detail = "`secret` must be printable ASCII: it travels in a header";
         return Err(Fault::at(ProblemCode::Invalid, "secret", detail));
     }
+    if write.body.is_fallback && write.body.organization.is_none() {
+        let detail = "`is_fallback` is only for an organization's own credential";
+        return Err(Fault::at(ProblemCode::Invalid, "is_fallback", detail));
+    }
     // The seal binds the version, so the newest one must be known; two writers racing for one get a conflict.
     api.newest().await?;
     let version = api
@@ -129,7 +133,8 @@ async fn put_credential(
         .credentials
         .get(&stored::credential_key(&provider, &id))
         .map_or(1, |kept| kept.value.version + 1);
-    let aad = stored::credential_aad(&provider, &id, version);
+    let owner = write.body.organization.as_ref().map(|owner| &owner.0);
+    let aad = stored::credential_aad(&provider, &id, version, owner);
     let sealed = seal::seal(&api.root, &aad, secret.expose().as_bytes());
     let record = write
         .body

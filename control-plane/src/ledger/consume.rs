@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tollway_proto::command::{Outcome, RecordSpend};
 
-use super::rollup::{self, Record, Report};
+use super::rollup::{self, Meter, Record, Report};
 use super::source::{SourceFault, UsageSource};
 use super::{
     DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, LATE_TOTAL, MALFORMED_TOTAL,
@@ -162,7 +162,7 @@ async fn record_stretch<L: SpendLog>(
         let mark = state.usage_writers.get(&(partition, writer));
         mark.map(|mark| mark.sequence)
     };
-    let (spend, report) = rollup::fold(partition, from, records, state.now, seen);
+    let (spend, report) = rollup::fold_with(partition, from, records, state.now, seen, Meter::of(&state));
     if spend.to == from {
         return Ok(None);
     }

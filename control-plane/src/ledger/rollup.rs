@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
 use tollway_proto::usage::{UsageEvent, UsageSource};
-use tollway_shared::bill::{self, Bill};
-use tollway_shared::ids::WriterId;
+use tollway_shared::bill::{self, Bill, ByokFee, ByokUsed};
+use tollway_shared::ids::{OrganizationId, WriterId};
 use tollway_shared::money::NanoUsd;
-use tollway_shared::time::{DAY_MS, UnixMillis};
+use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
 use super::judge::{Marks, Verdict};
+use crate::state::State;
 use crate::state::usage::WRITER_KEPT_MS;
 
 /// Most cells of one stretch: with the longest ids that is well below the largest command of the log.
@@ -83,18 +84,74 @@ impl Report {
     }
 }
 
-/// Folds `records`, which lie in `partition` at or after `from`, in order.
-///
-/// - `from`: the offset that the state has reached.
-/// - `now`: the state's time.
-/// - `seen`: the highest sequence counted for a writer in this partition, at `from`; `None` for one that is not known.
-/// - Returns the command, whose `to` is the offset after the last record it covers (all of them, unless they have very many cells), and what was found on the way.
+/// What an organization has used of its own credentials in a month, which is named by its first day.
+type Known<'a> = Box<dyn Fn(&OrganizationId, Day) -> ByokUsed + 'a>;
+
+/// Decides the fees on own credentials, in the order of events: an organization's all lie in one partition.
+pub struct Meter<'a> {
+    fee: ByokFee,
+    known: Known<'a>,
+    used: BTreeMap<(OrganizationId, Day), ByokUsed>,
+}
+
+impl<'a> Meter<'a> {
+    /// By the rule and the counts of a state.
+    pub fn of(state: &'a State) -> Self {
+        let known = move |id: &OrganizationId, month: Day| {
+            let account = state.accounts.get(id);
+            account
+                .and_then(|account| account.byok.get(&month).copied())
+                .unwrap_or_default()
+        };
+        Self {
+            fee: state.fees.value.byok,
+            known: Box::new(known),
+            used: BTreeMap::new(),
+        }
+    }
+
+    fn take(&mut self, organization: &OrganizationId, month: Day, list: NanoUsd) -> NanoUsd {
+        let known = || (self.known)(organization, month);
+        let used = self
+            .used
+            .entry((organization.clone(), month))
+            .or_insert_with(known);
+        let fee = self.fee.on(used, list);
+        used.add(&ByokUsed { requests: 1, list });
+        fee
+    }
+}
+
+/// [`fold_with`] where nothing is known of own credentials and every allowance is whole.
 pub fn fold(
     partition: i32,
     from: i64,
     records: &[Record],
     now: UnixMillis,
     seen: impl Fn(WriterId) -> Option<u64>,
+) -> (RecordSpend, Report) {
+    let meter = Meter {
+        fee: ByokFee::default(),
+        known: Box::new(|_, _| ByokUsed::default()),
+        used: BTreeMap::new(),
+    };
+    fold_with(partition, from, records, now, seen, meter)
+}
+
+/// Folds `records`, which lie in `partition` at or after `from`, in order.
+///
+/// - `from`: the offset that the state has reached.
+/// - `now`: the state's time.
+/// - `meter`: by the state at `from`.
+/// - `seen`: the highest sequence counted for a writer in this partition, at `from`; `None` for one that is not known.
+/// - Returns the command, whose `to` is the offset after the last record it covers (all of them, unless they have very many cells), and what was found on the way.
+pub fn fold_with(
+    partition: i32,
+    from: i64,
+    records: &[Record],
+    now: UnixMillis,
+    seen: impl Fn(WriterId) -> Option<u64>,
+    mut meter: Meter<'_>,
 ) -> (RecordSpend, Report) {
     let mut report = Report::default();
     let mut sums: BTreeMap<UsageCell, UsageSums> = BTreeMap::new();
@@ -124,7 +181,7 @@ pub fn fold(
                 continue;
             }
         }
-        if let Err(why) = count(&event, &mut sums, record.offset, &mut report) {
+        if let Err(why) = count(&event, &mut sums, &mut meter, record.offset, &mut report) {
             report.malformed += 1;
             report.note(record.offset, &why);
         } else {
@@ -156,6 +213,7 @@ fn read(record: &Record, partition: i32) -> Result<UsageEvent, String> {
 fn count(
     event: &UsageEvent,
     sums: &mut BTreeMap<UsageCell, UsageSums>,
+    meter: &mut Meter<'_>,
     offset: i64,
     report: &mut Report,
 ) -> Result<(), String> {
@@ -183,6 +241,16 @@ fn count(
     };
     let cost = sum(before.cost, charge.total);
     let billed = sum(before.billed, bill.billed);
+    let own = event.byok && event.usage_source != UsageSource::None;
+    let (mut byok_cost, mut fee) = (before.byok_cost, before.fee);
+    if own {
+        let month = event.started_at.0.day().month();
+        let due = meter.take(&event.tenant.organization, month, charge.total);
+        byok_cost = sum(byok_cost, charge.total);
+        if !event.free {
+            fee = sum(fee, due);
+        }
+    }
     let said = Bill {
         adjustment: event.adjustment,
         billed: event.billed,
@@ -202,6 +270,8 @@ fn count(
     after.estimated += u64::from(event.usage_source == UsageSource::Estimated);
     after.tokens.add(&event.tokens);
     (after.cost, after.billed) = (cost, billed);
+    after.byok_requests += u64::from(own);
+    (after.byok_cost, after.fee) = (byok_cost, fee);
     sums.insert(cell, after);
     Ok(())
 }
@@ -212,7 +282,6 @@ mod tests {
 
     use proptest::prelude::*;
     use tollway_shared::cost;
-    use tollway_shared::ids::OrganizationId;
     use tollway_shared::money::NanoUsd;
     use tollway_shared::tokens::TokenCounts;
 
@@ -294,6 +363,49 @@ mod tests {
         let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
         assert_eq!((report.events, report.mismatches), (1, 0));
         assert_eq!(spend.sums[0].1.cost, NanoUsd::ZERO);
+    }
+
+    #[test]
+    fn own_credentials_are_free_up_to_their_allowance_and_cost_a_fee_from_then_on_wherever_the_log_is_cut() {
+        let mut state = crate::state::samples::catalog();
+        state.fees.value.byok.free = bill::Allowance::Requests(2);
+        let event = |sequence: u64, days: i64| {
+            let mut event = sample::event(1, sequence);
+            event.started_at.0 = event.started_at.0.plus_ms(days * DAY_MS);
+            event.byok = true;
+            let charge = event.charge;
+            event.state_charge(charge);
+            event
+        };
+        // The example's month ends eight days later: the fourth is another month's first.
+        let events = [event(1, 0), event(2, 1), event(3, 2), event(4, 9), event(5, 3)];
+        let list = events[0].charge.total;
+        let fee = NanoUsd((list.0 + 19) / 20);
+        for cut in 0..=events.len() {
+            let mut state = state.clone();
+            let mut fees = NanoUsd::ZERO;
+            for part in [&events[..cut], &events[cut..]] {
+                let from = state.usage_offsets.get(&3).copied().unwrap_or(0);
+                let at = |event: &UsageEvent| record(i64::try_from(event.sequence).unwrap() - 1, event);
+                let records: Vec<Record> = part.iter().map(at).collect();
+                let seen = |writer| state.usage_writers.get(&(3, writer)).map(|mark| mark.sequence);
+                let (spend, report) = fold_with(3, from, &records, NOW, seen, Meter::of(&state));
+                assert_eq!((report.mismatches, report.malformed), (0, 0));
+                fees = spend
+                    .sums
+                    .iter()
+                    .fold(fees, |sum, (_, sums)| sum.plus(sums.fee).unwrap());
+                let command = tollway_proto::command::Command::RecordSpend(spend);
+                crate::state::samples::run(&mut state, command);
+            }
+            assert_eq!(fees.0, 2 * fee.0, "cut at {cut}: the third and the fifth");
+            let account = &state.accounts[&events[0].tenant.organization];
+            assert_eq!(
+                account.available(),
+                -i128::from(fees.0),
+                "and nothing else is owed"
+            );
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 use tollway_proto::push::v1::{Change, FullChunk, ResourceBytes};
 use tollway_proto::push::{CHUNK_BYTES_MAX, encode_resource};
-use tollway_shared::catalog::{Credential, credential_aad};
+use tollway_shared::catalog::Credential;
 use tollway_shared::ids::{Region, Revision};
 use tollway_shared::seal::{self, Key, region_key, sha256};
 use tollway_shared::snapshot::{Digest, Resource, ResourceKey, ResourceKind, StateHash};
@@ -257,7 +257,7 @@ fn halt(resource: &Resource, now: UnixMillis) -> Option<Halt> {
 /// would be refused by the provider.
 pub(super) fn resealing(root: Key) -> Arc<Reseal> {
     Arc::new(move |region, credential| {
-        let aad = credential_aad(&credential.provider, &credential.id, credential.version);
+        let aad = credential.aad();
         match seal::open(&root, &aad, &credential.sealed) {
             Ok(plain) => Some(Credential {
                 sealed: seal::seal(&region_key(&root, region), &aad, plain.expose()),
@@ -275,6 +275,7 @@ pub(super) fn resealing(root: Key) -> Arc<Reseal> {
 mod tests {
     use tollway_proto::command::Command;
     use tollway_proto::push::decode_resource;
+    use tollway_shared::catalog::credential_aad;
     use tollway_shared::ids::{CredentialId, ProviderId};
     use tollway_shared::snapshot::Snapshot;
 
@@ -286,12 +287,13 @@ mod tests {
 
     fn credential(version: u32, regions: &[&str]) -> Credential {
         let (provider, id) = (ProviderId::trusted("p"), CredentialId::trusted("main"));
-        let aad = credential_aad(&provider, &id, version);
+        let aad = credential_aad(&provider, &id, version, None);
         Credential {
             sealed: seal::seal(&Key::new(ROOT), &aad, b"sk-upstream"),
             provider,
             id,
             version,
+            owner: None,
             regions: regions.iter().map(|region| Region::trusted(*region)).collect(),
             created_at: NOON,
         }
@@ -361,7 +363,7 @@ mod tests {
         assert!(received(&builder.region(&us)).credentials.is_empty());
         let snapshot = received(&builder.region(&eu));
         let kept = &snapshot.credentials[&ProviderId::trusted("p")]["main"];
-        let aad = credential_aad(&kept.provider, &kept.id, kept.version);
+        let aad = kept.aad();
         let root = Key::new(ROOT);
         assert_eq!(
             seal::open(&region_key(&root, &eu), &aad, &kept.sealed)

@@ -8,7 +8,7 @@ use tollway_proto::admin::text::Text;
 use tollway_shared::credit::{AccountName, CreditMove, PayMethod, shown};
 use tollway_shared::ids::OrganizationId;
 use tollway_shared::money::NanoUsd;
-use tollway_shared::time::UnixMillis;
+use tollway_shared::time::{Day, UnixMillis};
 
 use super::invoice::Money;
 use crate::state::State;
@@ -133,15 +133,41 @@ pub fn money(state: &State, organization: &OrganizationId, from: UnixMillis, to:
             fees += movement.fee;
         }
     }
+    for (day, fee) in own_credential_fees(account, from, to) {
+        out.entries.push(InvoiceEntry {
+            at: Text(day.start()),
+            kind: "byok_fee".into(),
+            reference: format!("{organization}/{day}"),
+            amount: Text(shown(fee)),
+        });
+        fees += fee;
+    }
     out.fees = shown(fees);
     out
+}
+
+/// Fees on own credentials, by the day on which the ledger took them, as far as transfers are kept.
+fn own_credential_fees(account: &Account, from: UnixMillis, to: UnixMillis) -> Vec<(Day, i128)> {
+    let closed = account
+        .transfers
+        .iter()
+        .filter_map(|transfer| match transfer.cause {
+            Cause::Usage(day) => Some((day, moved(transfer, AccountName::RevenueFee))),
+            Cause::Moved(_) => None,
+        });
+    let open = account.open.as_ref();
+    let open = open.map(|open| (open.day, i128::from(open.fee.0)));
+    closed
+        .chain(open)
+        .filter(|(day, fee)| *fee != 0 && day.start() >= from && day.start() < to)
+        .collect()
 }
 
 /// The balance before anything of `at` and later; `None` where transfers since then are not kept any more.
 fn balance_before(account: &Account, at: UnixMillis) -> Option<NanoUsd> {
     let mut balance = account.available();
     if let Some(open) = account.open.as_ref().filter(|open| open.day.start() >= at) {
-        balance += i128::from(open.billed.0);
+        balance += i128::from(open.billed.0) + i128::from(open.fee.0);
     }
     let is_whole = account.transfers.len() as u64 == account.count;
     let reaches_back = account
@@ -164,7 +190,7 @@ fn balance_before(account: &Account, at: UnixMillis) -> Option<NanoUsd> {
 #[cfg(test)]
 mod tests {
     use tollway_proto::command::{Command, MoveCredit, Outcome};
-    use tollway_shared::time::{DAY_MS, Day};
+    use tollway_shared::time::DAY_MS;
 
     use super::*;
     use crate::state::samples::{self, NOON};

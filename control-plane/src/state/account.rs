@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use imbl::Vector;
 use serde::{Deserialize, Serialize};
-use tollway_proto::command::{MoveCredit, RecordSpend, Refusal, RefusalCode, UsageSums};
+use tollway_proto::command::{MoveCredit, RecordSpend, Refusal, RefusalCode};
+use tollway_shared::bill::ByokUsed;
 use tollway_shared::credit::{self as money, AccountName, Balances, CreditMove, Leg, MOVE_MAX, balances};
 use tollway_shared::ids::OrganizationId;
 use tollway_shared::money::NanoUsd;
@@ -25,6 +26,9 @@ pub const TRANSFERS_MAX: usize = 128;
 pub const PAYMENTS_KEPT_MS: i64 = 400 * DAY_MS;
 /// Most references remembered; past it the oldest go.
 pub const PAYMENTS_MAX: usize = 500_000;
+
+/// Months of which an account knows what was used of own credentials: events come a month late at most, or are not counted.
+pub const MONTHS_MAX: usize = 3;
 
 /// Why money moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +75,9 @@ pub struct Open {
     pub day: Day,
     /// What was billed.
     pub billed: NanoUsd,
-    /// What it cost at list price.
+    /// Fees on own credentials.
+    pub fee: NanoUsd,
+    /// What it cost at list price, where providers bill the operator.
     pub cost: NanoUsd,
 }
 
@@ -82,6 +88,8 @@ pub struct Account {
     pub balances: Balances,
     /// Bought in all, without what was given.
     pub bought: NanoUsd,
+    /// Used of its own credentials by month, named by its first day: the newest [`MONTHS_MAX`].
+    pub byok: BTreeMap<Day, ByokUsed>,
     /// Usage that is in the balances and in no transfer yet.
     pub open: Option<Open>,
     /// The newest transfers, oldest first; at most [`TRANSFERS_MAX`].
@@ -134,7 +142,7 @@ impl Account {
         let Some(open) = self.open.take_if(|open| open.day < today) else {
             return;
         };
-        let legs = usage_legs(open.billed, open.cost);
+        let legs = usage_legs(open.billed, open.fee, open.cost);
         if !balances(&legs) {
             return; // nothing moved
         }
@@ -272,10 +280,11 @@ fn legs(state: &State, made: &CreditMove) -> Result<Vec<Leg>, Refusal> {
     })
 }
 
-fn usage_legs(billed: NanoUsd, cost: NanoUsd) -> Vec<Leg> {
-    use AccountName::{Available, CostProvider, OwedProvider, RevenueUsage};
+fn usage_legs(billed: NanoUsd, fee: NanoUsd, cost: NanoUsd) -> Vec<Leg> {
+    use AccountName::{Available, CostProvider, OwedProvider, RevenueFee, RevenueUsage};
     let pairs = [
         (Available, RevenueUsage, billed),
+        (Available, RevenueFee, fee),
         (OwedProvider, CostProvider, cost),
     ];
     let moved = pairs
@@ -286,29 +295,68 @@ fn usage_legs(billed: NanoUsd, cost: NanoUsd) -> Vec<Leg> {
         .collect()
 }
 
+/// What a stretch moves of one organization.
+#[derive(Default)]
+struct Spent {
+    billed: NanoUsd,
+    fee: NanoUsd,
+    cost: NanoUsd,
+    byok: BTreeMap<Day, ByokUsed>,
+}
+
+/// A sum that stays at the end of its range.
+fn sum(a: NanoUsd, b: NanoUsd) -> NanoUsd {
+    a.plus(b).unwrap_or(NanoUsd(i64::MAX))
+}
+
 /// Moves what a stretch was billed, in the same entry that counts it.
 pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpend) {
-    let mut spent: BTreeMap<&OrganizationId, (NanoUsd, NanoUsd)> = BTreeMap::new();
-    let sum = |a: NanoUsd, b: NanoUsd| a.plus(b).unwrap_or(NanoUsd(i64::MAX));
+    let mut spent: BTreeMap<&OrganizationId, Spent> = BTreeMap::new();
     for (cell, sums) in &stretch.sums {
-        let UsageSums { cost, billed, .. } = sums;
         let of = spent.entry(&cell.path.organization).or_default();
-        *of = (sum(of.0, *billed), sum(of.1, *cost));
+        // Where the organization's own credential served, its provider bills it there.
+        let cost = NanoUsd(sums.cost.0.saturating_sub(sums.byok_cost.0));
+        of.billed = sum(of.billed, sums.billed);
+        of.fee = sum(of.fee, sums.fee);
+        of.cost = sum(of.cost, cost);
+        if sums.byok_requests > 0 {
+            let used = ByokUsed {
+                requests: sums.byok_requests,
+                list: sums.byok_cost,
+            };
+            of.byok.entry(cell.day.month()).or_default().add(&used);
+        }
     }
     let now = state.now;
-    for (id, (billed, cost)) in spent {
-        if (billed, cost) == Default::default() {
+    for (id, spent) in spent {
+        let moves = [spent.billed, spent.fee, spent.cost]
+            .iter()
+            .any(|amount| *amount != NanoUsd::ZERO);
+        if !moves && spent.byok.is_empty() {
             continue;
         }
         let mut account = account(state, id);
-        account.close(now.day(), now);
-        account.balances.apply(&usage_legs(billed, cost));
-        let open = account.open.get_or_insert(Open {
-            day: now.day(),
-            billed: NanoUsd::ZERO,
-            cost: NanoUsd::ZERO,
-        });
-        (open.billed, open.cost) = (sum(open.billed, billed), sum(open.cost, cost));
+        for (month, used) in &spent.byok {
+            account.byok.entry(*month).or_default().add(used);
+        }
+        while account.byok.len() > MONTHS_MAX {
+            account.byok.pop_first();
+        }
+        if moves {
+            account.close(now.day(), now);
+            account
+                .balances
+                .apply(&usage_legs(spent.billed, spent.fee, spent.cost));
+            let open = account.open.get_or_insert(Open {
+                day: now.day(),
+                billed: NanoUsd::ZERO,
+                fee: NanoUsd::ZERO,
+                cost: NanoUsd::ZERO,
+            });
+            open.billed = sum(open.billed, spent.billed);
+            open.fee = sum(open.fee, spent.fee);
+            open.cost = sum(open.cost, spent.cost);
+        }
         state.accounts.insert(id.clone(), Arc::new(account));
         credit::settle(state, step, id);
     }

@@ -234,6 +234,7 @@ fn usage_moves_money_with_its_count_and_is_one_transfer_a_day() {
     let open = Open {
         day: NOON.day(),
         billed: NanoUsd(24),
+        fee: NanoUsd::ZERO,
         cost: NanoUsd(30),
     };
     assert_eq!((account.count, account.open.clone()), (0, Some(open)));

@@ -54,8 +54,21 @@ pub(super) fn put_credential(
         "provider",
         &credential.provider,
     )?;
+    if let Some(owner) = &credential.owner {
+        must_exist(
+            state.organizations.contains_key(&owner.organization),
+            "organization",
+            "organization",
+            &owner.organization,
+        )?;
+    }
     let id = credential.key();
     let stored = state.credentials.get(&id).map(|kept| &kept.value);
+    let whose = |credential: &Credential| credential.owner.as_ref().map(|owner| owner.organization.clone());
+    if stored.is_some_and(|stored| whose(stored) != whose(credential)) {
+        let detail = "cannot change: what was sent under it belongs to somebody else";
+        return Err(refuse(RefusalCode::Conflict, "organization", detail));
+    }
     // The seal binds the version, so two writers racing for the same one must not both win.
     let wanted = stored.map_or(1, |stored| stored.version + 1);
     if credential.version != wanted {

@@ -2,7 +2,7 @@
 //! balance. Nodes lease it like any other; what they refuse by it is 402.
 //!
 //! Limit = balance + credit line + what the budget has counted. Spending lowers the balance by what it adds to the count, so the
-//! limit changes when credit does and at no other time.
+//! limit changes when credit does: by what is paid, and by fees on own credentials, which the ledger takes when it counts a request.
 
 use std::sync::Arc;
 

@@ -65,6 +65,7 @@ pub(crate) fn commands() -> Vec<Command> {
             id: CredentialId::trusted("main"),
             provider: ProviderId::trusted("p"),
             version: 1,
+            owner: None,
             regions: vec![],
             sealed,
             created_at: NOON,
@@ -212,6 +213,7 @@ pub(crate) fn spend(from: i64, to: i64, cost: i64) -> RecordSpend {
         tokens,
         cost: NanoUsd(cost),
         billed: NanoUsd(cost),
+        ..UsageSums::default()
     };
     RecordSpend {
         partition: 0,

@@ -50,6 +50,9 @@ fn added(kept: &UsageSums, more: &UsageSums) -> UsageSums {
         tokens,
         cost: sum(kept.cost, more.cost),
         billed: sum(kept.billed, more.billed),
+        byok_requests: kept.byok_requests.saturating_add(more.byok_requests),
+        byok_cost: sum(kept.byok_cost, more.byok_cost),
+        fee: sum(kept.fee, more.fee),
     }
 }
 

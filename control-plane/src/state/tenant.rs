@@ -49,6 +49,20 @@ pub(super) fn remove_organization(
         team.map(|kept| format!("team `{}`", kept.value.id)),
         "organization",
     )?;
+    let own = state
+        .credentials
+        .values()
+        .map(|kept| &kept.value)
+        .find(|credential| {
+            credential
+                .owner
+                .as_ref()
+                .is_some_and(|owner| owner.organization == *id)
+        });
+    must_be_unused(
+        own.map(|credential| format!("credential `{}`", credential.key())),
+        "organization",
+    )?;
     step.take(&mut state.organizations, id, "organization")?;
     step.changed.push(key(ResourceKind::Organization, id.text()));
     credit::forget(state, step, id);

@@ -103,6 +103,7 @@ mod tests {
             id: CredentialId::trusted("main"),
             provider: ProviderId::trusted(provider),
             version,
+            owner: None,
             regions: Vec::new(),
             sealed: Sealed {
                 nonce: [seal; 12],

@@ -18,6 +18,7 @@ use tollway_shared::time::UnixMillis;
 use super::credential;
 use super::opening::{self, Begun, Opened};
 use super::plan::Plan;
+use super::report::Serving;
 use crate::ask::Ask;
 use crate::dialects::slices::Slices;
 use crate::dialects::{self, Events, ProviderError, ReplyFault};
@@ -94,13 +95,17 @@ pub async fn first_byte(
             cx.plane.meters.failover(before, candidate, failed.fault.as_str());
         }
         // Prepared ahead of it too: what cannot be sent is nobody's usage.
-        let chosen = credential::choose(cx, &candidate.provider, &refused);
+        let chosen = credential::choose(cx, &candidate.provider, caller, &refused);
         let call = chosen
             .clone()
             .and_then(|credential| prepared(cx, candidate, credential.as_deref(), encoded, ask));
         let answered = match call {
             Ok(call) => {
-                cx.record.begin(candidate, caller, ask, cx.snapshot.revision)?;
+                let serving = Serving {
+                    revision: cx.snapshot.revision,
+                    byok: matches!(&chosen, Ok(Some(one)) if one.owner.is_some()),
+                };
+                cx.record.begin(candidate, caller, ask, serving)?;
                 cx.left.attempt(candidate);
                 let answered = try_one(cx, candidate, call, ask).await;
                 answered.inspect_err(|failed| cx.record.attempt_failed(failed.fault.as_str()))
@@ -129,7 +134,8 @@ pub async fn first_byte(
                 // that no other endpoint wants, because what is refused may be the account or the request.
                 let spare = tried + places.len() < plan.attempts_max;
                 let again =
-                    credential::another(cx, &candidate.provider, &chosen, fault, &mut refused, now) && spare;
+                    credential::another(cx, &candidate.provider, caller, &chosen, fault, &mut refused, now)
+                        && spare;
                 if !again {
                     cx.plane
                         .health

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use tollway_shared::catalog::{AuthScheme, Credential, Provider, credential_aad};
+use tollway_shared::catalog::{AuthScheme, Credential, Provider, Turn};
 use tollway_shared::fault::AttemptFault;
 use tollway_shared::ids::CredentialId;
 use tollway_shared::seal;
@@ -11,20 +11,41 @@ use tollway_shared::time::UnixMillis;
 
 use crate::catalog::secret_header;
 use crate::credentials;
-use crate::pipeline::Context;
+use crate::pipeline::{Caller, Context};
 
 /// The credential of an attempt; `None` at a provider that wants none.
 pub(super) type Chosen = Result<Option<Arc<Credential>>, AttemptFault>;
 
-/// Chooses among the provider's credentials those that this request has not been refused with.
-pub(super) fn choose(cx: &Context, provider: &Provider, refused: &[CredentialId]) -> Chosen {
+/// Chooses among the provider's credentials that this request has not been refused with: the organization's own ones first, then
+/// everybody's, then its own fallbacks; another organization's never.
+pub(super) fn choose(cx: &Context, provider: &Provider, caller: &Caller, refused: &[CredentialId]) -> Chosen {
     if provider.auth == AuthScheme::None {
         return Ok(None);
     }
     let all = cx.snapshot.credentials.get(&provider.id);
     let all = all.ok_or(AttemptFault::Credential)?;
+    let organization = &caller.path.organization;
     let ring = cx.plane.credentials.borrow();
-    let chosen = ring.pick(|| all.values(), refused, cx.arrival.at, || cx.plane.dice.chance());
+    let fit =
+        |credential: &Credential| !refused.contains(&credential.id) && ring.is_fit(credential, cx.arrival.at);
+    let of = |turn: Turn| {
+        all.values()
+            .filter(move |credential| credential.turn(organization) == Some(turn))
+    };
+    let chance = || cx.plane.dice.chance();
+    let turn = Turn::ALL
+        .into_iter()
+        .find(|turn| of(*turn).any(|credential| fit(credential)));
+    let chosen = match turn {
+        Some(turn) => ring.pick(|| of(turn), refused, cx.arrival.at, chance),
+        None => {
+            let may = || {
+                all.values()
+                    .filter(|credential| credential.turn(organization).is_some())
+            };
+            ring.pick(may, refused, cx.arrival.at, chance)
+        }
+    };
     chosen.cloned().map(Some).ok_or(AttemptFault::Credential)
 }
 
@@ -46,6 +67,7 @@ pub(super) fn note(
 pub(super) fn another(
     cx: &Context,
     provider: &Provider,
+    caller: &Caller,
     chosen: &Chosen,
     fault: AttemptFault,
     refused: &mut Vec<CredentialId>,
@@ -62,6 +84,7 @@ pub(super) fn another(
     let all = cx.snapshot.credentials.get(&provider.id);
     all.is_some_and(|all| {
         all.values()
+            .filter(|other| other.turn(&caller.path.organization).is_some())
             .any(|other| !refused.contains(&other.id) && ring.is_fit(other, now))
     })
 }
@@ -77,8 +100,8 @@ pub(super) fn header(
         return Ok(value);
     }
     let key = live.region_key().ok_or(AttemptFault::Credential)?;
-    let aad = credential_aad(&provider.id, &credential.id, credential.version);
-    let secret = seal::open(&key, &aad, &credential.sealed).map_err(|_| AttemptFault::Credential)?;
+    let secret =
+        seal::open(&key, &credential.aad(), &credential.sealed).map_err(|_| AttemptFault::Credential)?;
     let prefix: &[u8] = match provider.auth {
         AuthScheme::Bearer => b"Bearer ",
         AuthScheme::XApiKey | AuthScheme::None => b"",

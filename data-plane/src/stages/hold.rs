@@ -13,6 +13,7 @@ use tollway_proto::spool::{Held, HeldPart};
 use tollway_shared::bill::BPS_MIN;
 use tollway_shared::budget::terms::{Mode, Terms};
 use tollway_shared::budget::{BudgetScope, BudgetView};
+use tollway_shared::catalog::Turn;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
 use tollway_shared::lease::hold::{self, Amounts, Hold, Level, Short};
@@ -240,11 +241,7 @@ fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bo
                 output_tokens: most.map_or(u64::from(u32::MAX), u64::from),
             },
         )
-        .billed(if candidate.endpoint.model.is_free() {
-            BPS_MIN
-        } else {
-            caller.adjustment_bps
-        })
+        .billed(owed_bps(snapshot, caller, candidate))
     });
     Bounds {
         prompt_tokens: ask.prompt_tokens_max,
@@ -252,6 +249,26 @@ fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bo
         cap: ask.output_tokens_max.map(u64::from),
         rates: rates.collect(),
     }
+}
+
+/// The most that is owed of a candidate's list price, hundredths of a percent from the whole of it.
+///
+/// An own credential may serve or everybody's. The fee on an own one, which the ledger decides, is at most the whole list price
+/// ([`FEE_BPS_MAX`]): only a discount could be less than that.
+///
+/// [`FEE_BPS_MAX`]: tollway_shared::credit::FEE_BPS_MAX
+fn owed_bps(snapshot: &Snapshot, caller: &Caller, candidate: &Candidate) -> i32 {
+    if candidate.endpoint.model.is_free() {
+        return BPS_MIN;
+    }
+    let bps = caller.adjustment_bps;
+    let own = || {
+        let all = snapshot.credentials.get(&candidate.provider.id);
+        let turns = all.into_iter().flat_map(|all| all.values());
+        let mut turns = turns.map(|credential| credential.turn(&caller.path.organization));
+        turns.any(|turn| matches!(turn, Some(Turn::Own | Turn::Fallback)))
+    };
+    if bps < 0 && own() { 0 } else { bps }
 }
 
 /// One try, on one shelf. `None`: there is nothing to hold.

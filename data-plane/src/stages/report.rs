@@ -27,6 +27,15 @@ use crate::pipeline::{Arrival, Caller};
 use crate::plane::Plane;
 use crate::routing::Candidate;
 
+/// Under which snapshot an attempt is made, and with whose credential.
+#[derive(Debug, Clone, Copy)]
+pub struct Serving {
+    /// The snapshot's.
+    pub revision: Revision,
+    /// The organization's own.
+    pub byok: bool,
+}
+
 /// The account of one request.
 pub struct Record {
     plane: Rc<Plane>,
@@ -77,7 +86,7 @@ impl Record {
         candidate: &Candidate,
         caller: &Caller,
         ask: &Ask,
-        revision: Revision,
+        serving: Serving,
     ) -> Result<(), Fault> {
         let attempt = AttemptEntry {
             endpoint: candidate.endpoint.id.clone(),
@@ -89,7 +98,7 @@ impl Record {
         };
         let expected = self.expected(candidate, ask);
         let Some(open) = &mut self.open else {
-            let mut event = self.intent(candidate, caller, ask, revision);
+            let mut event = self.intent(candidate, caller, ask, serving);
             event.attempts.append(&mut self.unsent);
             event.attempts.push(attempt);
             event.tokens.output = expected;
@@ -117,6 +126,7 @@ impl Record {
             return Ok(());
         };
         open.point_to(candidate);
+        open.event.byok = serving.byok;
         open.event.attempts.push(attempt);
         (open.event.tokens.output, open.expected) = (expected, expected);
         if let Err(fault) = self.plane.writer.redirected(&open.event) {
@@ -314,7 +324,7 @@ impl Record {
         u32::try_from((now - self.arrival.started).as_millis()).unwrap_or(u32::MAX)
     }
 
-    fn intent(&self, candidate: &Candidate, caller: &Caller, ask: &Ask, revision: Revision) -> UsageEvent {
+    fn intent(&self, candidate: &Candidate, caller: &Caller, ask: &Ask, serving: Serving) -> UsageEvent {
         let names = &self.plane.names;
         UsageEvent {
             id: self.event_id(),
@@ -346,11 +356,11 @@ impl Record {
             },
             usage_source: UsageSource::Estimated,
             estimator: Some(estimate::NAME.to_owned()),
-            revision,
+            revision: serving.revision,
             price_version: candidate.price.id.clone(),
             prices: candidate.price.prices.clone(),
             charge: Charge::default(),
-            byok: false,
+            byok: serving.byok,
             free: candidate.endpoint.model.is_free(),
             adjustment: Adjustment {
                 bps: caller.adjustment_bps,

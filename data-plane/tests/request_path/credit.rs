@@ -1,11 +1,11 @@
 //! What an organization owes and is held to: its credit, its markup or discount, and free models.
 
 use serde_json::{Value, json};
-use tollway_provider::Provider as Scripted;
+use tollway_provider::{Behaviour, Provider as Scripted, fingerprint};
 use tollway_shared::bill::Adjustment;
 use tollway_shared::budget::terms::{Terms, Unit};
 use tollway_shared::budget::{Budget, BudgetScope, BudgetView};
-use tollway_shared::catalog::{Dialect, Endpoint};
+use tollway_shared::catalog::{CredentialOwner, Dialect, Endpoint};
 use tollway_shared::credit::{budget_id, quota_id};
 use tollway_shared::ids::{EndpointId, ModelId, OrganizationId, PriceId};
 use tollway_shared::money::NanoUsd;
@@ -164,4 +164,35 @@ async fn a_markup_is_in_the_event_in_the_answers_cost_and_in_what_is_taken_from_
         body["usage"]["cost"].to_string().parse::<f64>().unwrap(),
         event.billed.to_string().parse::<f64>().unwrap()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_own_credential_goes_before_everybodys_a_fallback_after_it_and_anothers_never() {
+    let provider = Scripted::start("a");
+    let node = Node::start(&[(&provider, "a", Dialect::OpenAi)]).await;
+    let own = |organization: &str, is_fallback| {
+        Some(CredentialOwner {
+            organization: OrganizationId::trusted(organization),
+            is_fallback,
+        })
+    };
+    node.add_own_credential("a", "a-other", "other-secret", own("other", false));
+    node.add_own_credential("a", "a-late", "late-secret", own("org", true));
+    let used = async |requests: usize| {
+        let answer = node.ask("x", json!({"max_tokens": 40})).await;
+        assert_eq!(answer.status(), 200);
+        let event = node.events(requests).await.pop().unwrap();
+        let zero = event.billed == NanoUsd::ZERO && event.charge.total > NanoUsd::ZERO;
+        assert_eq!(event.byok, zero, "an own credential is billed by its provider");
+        provider.seen().pop().unwrap().credential.unwrap()
+    };
+    assert_eq!(used(1).await, fingerprint("provider-secret"));
+    let shared = fingerprint("provider-secret");
+    provider.set_script(move |seen| {
+        let is_shared = seen.credential.as_deref() == Some(shared.as_str());
+        Behaviour::refuse(if is_shared { 401 } else { 200 })
+    });
+    assert_eq!(used(2).await, fingerprint("late-secret"));
+    node.add_own_credential("a", "a-first", "first-secret", own("org", false));
+    assert_eq!(used(3).await, fingerprint("first-secret"));
 }

@@ -13,7 +13,7 @@ use tollway_proto::push::encode_resource;
 use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::{
-    AuthScheme, Credential, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider, credential_aad,
+    AuthScheme, Credential, CredentialOwner, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider, credential_aad,
 };
 use tollway_shared::cost::{self, Prices};
 use tollway_shared::ids::{
@@ -82,7 +82,7 @@ pub(crate) fn served_by(
     let provider = ProviderId::trusted(name);
     let credential = CredentialId::trusted(format!("{name}-main"));
     let endpoint = EndpointId::trusted(format!("{name}/{MODEL}"));
-    let aad = credential_aad(&provider, &credential, 1);
+    let aad = credential_aad(&provider, &credential, 1, None);
     let other_key = Key::new([3; 32]);
     let sealing_key = if name == "locked" { &other_key } else { region_key };
     vec![
@@ -125,6 +125,7 @@ pub(crate) fn served_by(
             id: credential,
             provider: provider.clone(),
             version: 1,
+            owner: None,
             regions: Vec::new(),
             sealed: seal::seal(sealing_key, &aad, b"provider-secret"),
             created_at: UnixMillis(0),
@@ -276,8 +277,20 @@ impl Node {
 
     /// Gives a provider one more credential.
     pub(crate) fn add_credential(&self, provider: &str, id: &str, secret: &str) {
+        self.add_own_credential(provider, id, secret, None);
+    }
+
+    /// The same, of an organization's own.
+    pub(crate) fn add_own_credential(
+        &self,
+        provider: &str,
+        id: &str,
+        secret: &str,
+        owner: Option<CredentialOwner>,
+    ) {
         let (provider, id) = (ProviderId::trusted(provider), CredentialId::trusted(id));
-        let aad = credential_aad(&provider, &id, 1);
+        let organization = owner.as_ref().map(|owner| &owner.organization);
+        let aad = credential_aad(&provider, &id, 1, organization);
         let mut snapshot = Snapshot::clone(&self.live.snapshot().unwrap());
         put(
             &mut snapshot,
@@ -285,6 +298,7 @@ impl Node {
                 id,
                 provider,
                 version: 1,
+                owner,
                 regions: Vec::new(),
                 sealed: seal::seal(&Key::new(REGION_KEY), &aad, secret.as_bytes()),
                 created_at: UnixMillis(0),

@@ -33,6 +33,12 @@ const fn noun(
 /// Every noun. Those that documents may describe come first, in an order in which each refers only to earlier ones.
 pub(crate) const NOUNS: &[Noun] = &[
     noun(
+        "organization",
+        "organizations",
+        true,
+        &["id", "name", "enabled", "adjustment_bps", "revision"],
+    ),
+    noun(
         "provider",
         "providers",
         true,
@@ -42,7 +48,14 @@ pub(crate) const NOUNS: &[Noun] = &[
         "credential",
         "credentials",
         true,
-        &["id", "provider", "version", "regions", "created_at"],
+        &[
+            "id",
+            "provider",
+            "organization",
+            "version",
+            "regions",
+            "created_at",
+        ],
     ),
     noun(
         "model",
@@ -67,12 +80,6 @@ pub(crate) const NOUNS: &[Noun] = &[
             "prices.input",
             "prices.output",
         ],
-    ),
-    noun(
-        "organization",
-        "organizations",
-        true,
-        &["id", "name", "enabled", "revision"],
     ),
     noun("team", "teams", true, &["id", "organization", "name", "revision"]),
     noun(

@@ -1,6 +1,7 @@
 //! Accounts of organizations, transfers, fees, and what payment systems send.
 
 use serde::{Deserialize, Serialize};
+use tollway_shared::bill;
 use tollway_shared::credit as stored;
 use utoipa::ToSchema;
 
@@ -148,7 +149,9 @@ pub struct OpenUsage {
     pub day: text::Day,
     /// What was billed, US dollars.
     pub billed: text::Usd,
-    /// What it cost at list price, US dollars.
+    /// Fees on own credentials, US dollars.
+    pub fee: text::Usd,
+    /// What it cost at list price, where providers bill the operator, US dollars.
     pub cost: text::Usd,
 }
 
@@ -270,6 +273,20 @@ pub struct FreeQuota {
     pub bought: text::Usd,
 }
 
+/// What using own credentials costs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByokFee {
+    /// Hundredths of a percent of the list price; rounded up to a billionth of a dollar.
+    pub bps: u32,
+    /// So many requests are free per organization and UTC month; without `free_list`, which holds where both are given.
+    #[serde(default)]
+    pub free_requests: Option<u64>,
+    /// So much at list price is free per organization and UTC month, US dollars.
+    #[serde(default)]
+    pub free_list: Option<text::Usd>,
+}
+
 /// What buying credits costs on top of them. What is given costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -282,6 +299,8 @@ pub struct Fees {
     pub invoice: FeeRule,
     /// Free models: those whose id ends in `:free`.
     pub free: FreeQuota,
+    /// Own credentials.
+    pub byok: ByokFee,
 }
 
 impl From<FeeRule> for stored::FeeRule {
@@ -308,6 +327,7 @@ impl From<Fees> for stored::Fees {
             crypto,
             invoice,
             free,
+            byok,
         } = fees;
         Self {
             card: card.into(),
@@ -317,6 +337,13 @@ impl From<Fees> for stored::Fees {
                 per_day: free.per_day,
                 per_day_bought: free.per_day_bought,
                 bought: free.bought.0,
+            },
+            byok: bill::ByokFee {
+                bps: byok.bps,
+                free: match byok.free_list {
+                    Some(list) => bill::Allowance::ListPrice(list.0),
+                    None => bill::Allowance::Requests(byok.free_requests.unwrap_or(0)),
+                },
             },
         }
     }
@@ -329,6 +356,7 @@ impl From<stored::Fees> for Fees {
             crypto,
             invoice,
             free,
+            byok,
         } = fees;
         Self {
             card: card.into(),
@@ -338,6 +366,18 @@ impl From<stored::Fees> for Fees {
                 per_day: free.per_day,
                 per_day_bought: free.per_day_bought,
                 bought: free.bought.into(),
+            },
+            byok: match byok.free {
+                bill::Allowance::Requests(free) => ByokFee {
+                    bps: byok.bps,
+                    free_requests: Some(free),
+                    free_list: None,
+                },
+                bill::Allowance::ListPrice(free) => ByokFee {
+                    bps: byok.bps,
+                    free_requests: None,
+                    free_list: Some(free.into()),
+                },
             },
         }
     }

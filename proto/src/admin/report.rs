@@ -57,9 +57,9 @@ pub struct InvoiceTotals {
 pub struct InvoiceEntry {
     /// When.
     pub at: text::Instant,
-    /// `top_up`, `fee`, `refund`, `grant`, `adjustment`, ….
+    /// `top_up`, `fee`, `refund`, `grant`, `adjustment`; `byok_fee`: on own credentials, one a day.
     pub kind: String,
-    /// The id of the transfer.
+    /// The id of the transfer; of a fee on own credentials organization and day.
     pub reference: String,
     /// US dollars; what the organization pays is above zero.
     pub amount: text::Usd,

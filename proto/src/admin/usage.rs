@@ -76,6 +76,10 @@ impl From<UsageSums> for Sums {
             tokens,
             cost,
             billed,
+            // Accounts and invoices have the fee; grouped by `byok` the billing store tells the rest.
+            byok_requests: _,
+            byok_cost: _,
+            fee: _,
         } = sums;
         Self {
             requests,
@@ -324,5 +328,8 @@ pub fn added(a: &UsageSums, b: &UsageSums) -> Option<UsageSums> {
         tokens,
         cost,
         billed,
+        byok_requests: a.byok_requests.saturating_add(b.byok_requests),
+        byok_cost: a.byok_cost.plus(b.byok_cost).ok()?,
+        fee: a.fee.plus(b.fee).ok()?,
     })
 }

@@ -36,6 +36,7 @@ pub(super) fn credential() -> Credential {
         id: CredentialId::trusted("main"),
         provider: ProviderId::trusted("p"),
         version: 1,
+        owner: None,
         regions: vec![Region::trusted("eu")],
         sealed: sealed(),
         created_at: NOON,

@@ -75,8 +75,7 @@ async fn a_secret_goes_in_and_never_comes_out() {
     }
     let state = world.cluster.state();
     let kept = state.credentials.values().next().unwrap();
-    let aad =
-        tollway_shared::catalog::credential_aad(&kept.value.provider, &kept.value.id, kept.value.version);
+    let aad = kept.value.aad();
     let opened = tollway_shared::seal::open(&Key::new([7; 32]), &aad, &kept.value.sealed).unwrap();
     assert_eq!(opened.expose(), b"hunter2");
 }
@@ -111,7 +110,7 @@ async fn each_provider_has_credential_ids_of_its_own() {
         .iter()
         .map(|(key, kept)| {
             let (kept, root) = (&kept.value, Key::new([7; 32]));
-            let aad = tollway_shared::catalog::credential_aad(&kept.provider, &kept.id, kept.version);
+            let aad = kept.aad();
             let plain = tollway_shared::seal::open(&root, &aad, &kept.sealed).unwrap();
             (
                 key.to_string(),

@@ -180,6 +180,12 @@ impl Provider {
 pub struct CredentialPut {
     /// The secret. It is sealed at once and never answered.
     pub secret: SecretText,
+    /// The organization whose own it is, which then uses it for its requests alone; default: everybody's. Fixed once made.
+    #[serde(default)]
+    pub organization: Option<text::OrganizationId>,
+    /// Tried after everybody's credentials, not before; only of an organization's own.
+    #[serde(default)]
+    pub is_fallback: bool,
     /// Regions whose nodes may hold it; default: all.
     #[serde(default)]
     pub regions: Vec<text::Region>,
@@ -195,11 +201,20 @@ impl CredentialPut {
         sealed: Sealed,
         now: UnixMillis,
     ) -> stored::Credential {
-        let Self { secret: _, regions } = self;
+        let Self {
+            secret: _,
+            organization,
+            is_fallback,
+            regions,
+        } = self;
         stored::Credential {
             id,
             provider,
             version,
+            owner: organization.map(|organization| stored::CredentialOwner {
+                organization: organization.0,
+                is_fallback,
+            }),
             regions: regions.into_iter().map(|region| region.0).collect(),
             sealed,
             created_at: now,
@@ -216,6 +231,10 @@ pub struct Credential {
     pub provider: text::ProviderId,
     /// Counts rewrites of this id.
     pub version: u32,
+    /// The organization whose own it is; null: everybody's.
+    pub organization: Option<text::OrganizationId>,
+    /// Tried after everybody's credentials, not before.
+    pub is_fallback: bool,
     /// Regions whose nodes may hold it; empty = all.
     pub regions: Vec<text::Region>,
     /// When this version was written.
@@ -231,6 +250,7 @@ impl Credential {
             id,
             provider,
             version,
+            owner,
             regions,
             sealed: _,
             created_at,
@@ -239,6 +259,8 @@ impl Credential {
             id: Text(id),
             provider: Text(provider),
             version,
+            is_fallback: owner.as_ref().is_some_and(|owner| owner.is_fallback),
+            organization: owner.map(|owner| Text(owner.organization)),
             regions: regions.into_iter().map(Text).collect(),
             created_at: Text(created_at),
             revision: revision.0,
