@@ -319,7 +319,11 @@ impl Config {
             return Err(value("raft.heartbeat_ms", detail));
         }
         self.usage.check().map_err(|(key, detail)| value(key, detail))?;
-        self.billing.check().map_err(|(key, detail)| value(key, detail))
+        self.billing.check().map_err(|(key, detail)| value(key, detail))?;
+        if self.billing.topic == self.usage.topic {
+            return Err(value("billing.topic", "is `usage.topic`, too; name another one"));
+        }
+        Ok(())
     }
 
     /// Every number, with what it may be.

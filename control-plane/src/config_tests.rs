@@ -69,6 +69,7 @@ fn a_value_that_cannot_be_is_refused_with_its_key_and_line() {
         ("[usage]\nsource = \"kafka\"\n", "usage.brokers"),
         ("[usage]\nsource = \"file\"\n", "usage.dir"),
         ("[billing]\ngenerations_days = 0\n", "billing.generations_days"),
+        ("[billing]\ntopic = \"tollway.usage.v1\"\n", "billing.topic"),
         ("[log]\nlevel = \"inof\"\n", "log.level"),
         ("[peer]\nadvertise = \"https://c1:7601\"\n", "peer.advertise"),
     ] {

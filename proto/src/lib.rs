@@ -9,6 +9,7 @@
 //! | [`lease_journal`] | what a node keeps on disk about its leases |
 //! | [`peer`] | what replicas say to each other |
 //! | [`usage`] | the usage event: the JSON on Kafka, its headers, its partition |
+//! | [`billing`] | aggregates by organization and hour: the JSON on Kafka |
 //! | [`usage_log`] | the folder that stands in for Kafka |
 //! | [`spool`] | usage records on a node's disk |
 //! | [`identity`] | a member's certificate on disk |
@@ -16,6 +17,7 @@
 //! | [`admin`] | JSON bodies of the admin API |
 
 pub mod admin;
+pub mod billing;
 mod blob;
 pub mod codec;
 pub mod command;

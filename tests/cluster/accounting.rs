@@ -1,16 +1,20 @@
-//! Two thousand requests through three replicas and nodes in two regions: the provider's own count, the events on Kafka, the
-//! ledger's sums and the admin API agree request by request and to the nano-dollar.
+//! Two thousand requests through three replicas, whose leader dies halfway, and nodes in two regions: the provider's own count, the
+//! events on Kafka, the ledger's sums, the admin API and the topic of sums by the hour agree request by request and to the nano-dollar.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use rand::{Rng, SeedableRng};
 use tollway_proto::usage::EndState;
+use tollway_shared::money::NanoUsd;
+use tollway_shared::tokens::TokenCounts;
 use tollway_tests::cluster::Plan;
-use tollway_tests::events;
 use tollway_tests::traffic::{self, AnswerEnd, Call, Usage};
+use tollway_tests::{aggregates, events, wait};
 
+use crate::chaos::kill_and_restart;
 use crate::world::{self, FAST, LONG, World};
 
 /// How many requests.
@@ -19,6 +23,8 @@ const REQUESTS: usize = 2_000;
 const CONCURRENCY: usize = 32;
 /// The seed of the mix.
 const SEED: u64 = 20_261_122;
+/// How long sums may take from the billing store to Kafka, with a leader that must find out first how far the last one was.
+const PUBLISHED_WITHIN: Duration = Duration::from_secs(90);
 
 /// One in ten hangs up, one in ten fails over, the rest is half streamed, a quarter of it in the Anthropic dialect.
 fn mix(rng: &mut impl Rng, number: usize) -> Call {
@@ -53,7 +59,7 @@ fn mix(rng: &mut impl Rng, number: usize) -> Call {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn provider_kafka_ledger_and_api_agree_to_the_nano_dollar() -> Result<()> {
     let _turn = crate::turn().await;
-    let world = World::start(Plan {
+    let mut world = World::start(Plan {
         replicas: 3,
         nodes: vec!["eu", "us"],
         brokers: 1,
@@ -61,10 +67,24 @@ async fn provider_kafka_ledger_and_api_agree_to_the_nano_dollar() -> Result<()> 
     .await?;
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(SEED);
     println!("seed {SEED}");
+    // The consensus library may call the leader's death an error.
+    world.cluster.announce(" openraft::");
+    let begun = Instant::now();
     let gate = Arc::new(tokio::sync::Semaphore::new(CONCURRENCY));
     let client = traffic::client();
     let mut running = tokio::task::JoinSet::new();
     for number in 0..REQUESTS {
+        if number == REQUESTS / 2 {
+            // The first leader has published some of it, and the next one goes on.
+            wait::until_ok(PUBLISHED_WITHIN, "the leader publishes sums", async || {
+                let found = published(&world).await?;
+                ensure!(!found.is_empty(), "no sums yet");
+                Ok::<_, anyhow::Error>(())
+            })
+            .await;
+            let leader = world.cluster.leader().await?;
+            kill_and_restart(&mut world, leader, "leader", begun).await?;
+        }
         let call = mix(&mut rng, number);
         let node = &world.cluster.nodes[number % 2];
         let (url, key) = (node.api_url.clone(), world.keys[number % 3 % 2].1.clone());
@@ -137,6 +157,76 @@ async fn provider_kafka_ledger_and_api_agree_to_the_nano_dollar() -> Result<()> 
         "one in ten was served by the second endpoint"
     );
     let total = world.ledger_agrees(&events, Duration::from_secs(60)).await?;
+    topic_agrees(&world).await?;
     println!("{} events, {total} dollars", events.len());
+    Ok(())
+}
+
+async fn published(world: &World) -> Result<aggregates::ByKey> {
+    let bootstrap = world.cluster.kafka.as_ref().context("Kafka")?.bootstrap();
+    tokio::task::spawn_blocking(move || aggregates::read_all(&bootstrap)).await?
+}
+
+/// Requests, tokens, list price and what is owed, of an organization and hour.
+type Sums = BTreeMap<String, (u64, TokenCounts, NanoUsd, NanoUsd)>;
+
+/// The hours of the billing store, by the key that they are published under.
+async fn stored(world: &World) -> Result<Sums> {
+    let answer = world
+        .cluster
+        .admin
+        .get("usage?group_by=organization,hour&limit=1000")
+        .await?;
+    ensure!(answer["source"] == "billing", "from {}", answer["source"]);
+    ensure!(answer["next"].is_null(), "more than one page");
+    let mut sums = Sums::new();
+    for row in answer["data"].as_array().context("rows")? {
+        let text = |name: &str| row[name].as_str().with_context(|| format!("{name} in {row}"));
+        let key = format!("{}/{}", text("organization")?, text("hour")?);
+        let of = (
+            world::count(row, "requests")?,
+            world::tokens(&row["tokens"])?,
+            NanoUsd::parse(text("cost")?)?,
+            NanoUsd::parse(text("billed")?)?,
+        );
+        sums.insert(key, of);
+    }
+    Ok(sums)
+}
+
+/// Waits until the newest record of each key is the store's sum of that hour. No key's records ever went back, whoever led.
+async fn topic_agrees(world: &World) -> Result<()> {
+    let wanted = stored(world).await?;
+    ensure!(wanted.len() >= 2, "both organizations: {wanted:?}");
+    let found = wait::until_ok(
+        PUBLISHED_WITHIN,
+        "the newest sums on Kafka are the store's",
+        async || {
+            let found = published(world).await?;
+            let newest: Sums = found
+                .iter()
+                .filter_map(|(key, records)| {
+                    let last = records.last()?;
+                    let sums = (last.requests, last.tokens, last.charge, last.billed);
+                    Some((key.clone(), sums))
+                })
+                .collect();
+            ensure!(newest == wanted, "Kafka {newest:#?}\nstore {wanted:#?}");
+            Ok::<_, anyhow::Error>(found)
+        },
+    )
+    .await;
+    for (key, records) in &found {
+        for pair in records.windows(2) {
+            ensure!(
+                pair[0].covers.to_offset <= pair[1].covers.to_offset
+                    && pair[0].requests <= pair[1].requests
+                    && pair[0].revision.0 <= pair[1].revision.0,
+                "{key} went back: {pair:#?}"
+            );
+        }
+    }
+    let records: usize = found.values().map(Vec::len).sum();
+    println!("{} hours in {records} aggregates", found.len());
     Ok(())
 }

@@ -199,11 +199,11 @@ impl World {
     }
 }
 
-fn count(row: &Value, name: &str) -> Result<u64> {
+pub(crate) fn count(row: &Value, name: &str) -> Result<u64> {
     row[name].as_u64().with_context(|| format!("{name} in {row}"))
 }
 
-fn tokens(row: &Value) -> Result<TokenCounts> {
+pub(crate) fn tokens(row: &Value) -> Result<TokenCounts> {
     Ok(TokenCounts {
         input: count(row, "input")?,
         input_cache_read: count(row, "input_cache_read")?,

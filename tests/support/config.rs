@@ -16,7 +16,10 @@ pub(crate) fn control_config(
 ) -> Result<PathBuf> {
     std::fs::create_dir_all(home)?;
     let usage = match bootstrap {
-        Some(brokers) => format!("source = \"kafka\"\ntopic = \"{TOPIC}\"\nbrokers = \"{brokers}\"\n"),
+        Some(brokers) => format!(
+            "source = \"kafka\"\ntopic = \"{TOPIC}\"\nbrokers = \"{brokers}\"\nreplication = {}\n",
+            brokers.split(',').count()
+        ),
         None => "source = \"none\"\n".to_owned(),
     };
     let config = format!(

@@ -1,6 +1,7 @@
 //! What the suites share: the real parts they start, and how they wait for them.
 
 pub mod admin;
+pub mod aggregates;
 pub mod alarms;
 pub mod cluster;
 mod config;

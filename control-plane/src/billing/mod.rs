@@ -36,6 +36,8 @@
 //! | [`store`], [`sqlite`], [`postgres`], [`connect`] | writing either backend |
 //! | [`tail`], [`hold`] | the loop that reads the usage log; how it is held still |
 //! | [`reconcile`], [`check`] | whether the store and the replicated sums say the same |
+//! | [`publish`], [`topic`] | sums by the hour on Kafka, by the leader |
+//! | [`hours`] | pure: what these sums are asked by, and what the answers mean |
 
 pub mod cell;
 pub mod check;
@@ -44,11 +46,13 @@ pub mod event;
 pub mod fold;
 pub mod histogram;
 pub mod hold;
+pub mod hours;
 pub mod lines;
 #[cfg(test)]
 mod measure;
 pub mod postgres;
 pub mod progress;
+pub mod publish;
 pub mod query;
 pub mod read;
 pub mod reconcile;
@@ -60,6 +64,7 @@ pub mod store;
 pub mod tail;
 #[cfg(test)]
 mod tests;
+pub mod topic;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -105,6 +110,8 @@ pub struct Settings {
     pub ca_file: Option<PathBuf>,
     /// How long single generations are kept. Rows by hour stay.
     pub generations_days: u32,
+    /// Kafka topic of sums by organization and hour, which the leader publishes; empty: none.
+    pub topic: String,
 }
 
 impl Default for Settings {
@@ -116,6 +123,7 @@ impl Default for Settings {
             password_env: None,
             ca_file: None,
             generations_days: 30,
+            topic: tollway_proto::billing::TOPIC.into(),
         }
     }
 }

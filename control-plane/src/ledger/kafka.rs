@@ -43,7 +43,8 @@ pub struct KafkaTopic {
 }
 
 impl KafkaTopic {
-    fn client(&self) -> ClientConfig {
+    /// What a client of these brokers is configured with.
+    pub(crate) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
         client
             .set("client.id", "tollway-control")

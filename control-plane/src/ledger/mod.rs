@@ -105,6 +105,18 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The topic on Kafka, and how to reach it.
+    pub fn kafka_topic(&self) -> KafkaTopic {
+        KafkaTopic {
+            brokers: self.brokers.clone(),
+            topic: self.topic.clone(),
+            partitions: self.partitions,
+            replication: self.replication,
+            retention_ms: i64::from(self.retention_days) * DAY_MS,
+            settings: self.kafka.clone(),
+        }
+    }
+
     /// What does not go together: the setting, and what to say after its name.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         match self.source {
@@ -160,16 +172,8 @@ pub fn open(settings: &Settings) -> Result<Option<Box<dyn UsageSource>>, Setting
                     return Err(fault(field, "must be at least 1"));
                 }
             }
-            let topic = KafkaTopic {
-                brokers: settings.brokers.clone(),
-                topic: settings.topic.clone(),
-                partitions: settings.partitions,
-                replication: settings.replication,
-                retention_ms: i64::from(settings.retention_days) * DAY_MS,
-                settings: settings.kafka.clone(),
-            };
-            let source =
-                KafkaSource::new(topic).map_err(|why: SourceFault| fault("kafka", &why.to_string()))?;
+            let source = KafkaSource::new(settings.kafka_topic())
+                .map_err(|why: SourceFault| fault("kafka", &why.to_string()))?;
             Ok(Some(Box::new(source)))
         }
     }

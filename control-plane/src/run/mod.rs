@@ -34,13 +34,16 @@ use tollway_shared::time::UnixMillis;
 use self::fleet::AllReplicas;
 use self::home::Home;
 use crate::admin;
+use crate::billing::publish::Publish;
 use crate::billing::tail::Tail;
+use crate::billing::topic::Channel;
 use crate::billing::{Billing, Place, check};
 use crate::config::{AdminTls, Config, ConfigFault};
 use crate::identity::authority::{LEAF_LIFE, host_of};
 use crate::identity::connect::MutualTls;
 use crate::identity::renew::Renewal;
 use crate::identity::{Authority, IdentityFault, LiveCertificate, Material, PeerIdentity, tls};
+use crate::ledger::SourceKind;
 use crate::publish::Publisher;
 use crate::raft::{self, Cluster, MembersFault, ProposeFault, RaftConfig};
 use crate::{clock, grantor, ledger, metrics};
@@ -212,7 +215,10 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
     tasks.spawn(ledger::run(source, cluster.clone(), stored, stop.clone()));
     if let Some(tail) = tail {
         tasks.spawn(tail.run(stop.clone()));
-        tasks.spawn(check::run(billing, cluster.watch(), stop.clone()));
+        tasks.spawn(check::run(billing.clone(), cluster.watch(), stop.clone()));
+    }
+    if let Some(publish) = publish(&config, &home, &cluster, billing) {
+        tasks.spawn(publish.run(stop.clone()));
     }
     tasks.spawn(renew(
         &config,
@@ -263,6 +269,22 @@ fn billing(config: &Config, home: &Home) -> Result<(Billing, Option<Tail>), Star
             now: clock::now,
         });
     Ok((billing, tail))
+}
+
+/// What publishes sums by the hour: where there is Kafka and a billing store.
+fn publish(config: &Config, home: &Home, cluster: &Cluster, billing: Billing) -> Option<Publish<Cluster>> {
+    let wanted = config.usage.source == SourceKind::Kafka && !config.billing.topic.is_empty();
+    let has_store = !matches!(billing.place(), Place::None);
+    (wanted && has_store).then(|| Publish {
+        log: cluster.clone(),
+        billing,
+        channel: Channel {
+            topic: config.billing.topic.clone(),
+            usage: config.usage.kafka_topic(),
+        },
+        cluster: home.cluster.clone(),
+        now: clock::now,
+    })
 }
 
 /// The ways in and out, opened before the replica takes part in anything.
