@@ -1,6 +1,8 @@
-//! The billing store against a real PostgreSQL: one writer at a time, each event once whatever breaks, and the same answers as SQLite.
+//! The billing store against a real PostgreSQL: one writer at a time, each event once whatever breaks, and the same answers and exports
+//! as SQLite.
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +12,15 @@ use tokio_util::sync::CancellationToken;
 use tollway_control::billing::cell::{Dimension, Sum};
 use tollway_control::billing::check::check;
 use tollway_control::billing::connect::{Server, connect};
+use tollway_control::billing::lines::{Wanted, lines};
 use tollway_control::billing::query::{Field, Hours, Query};
 use tollway_control::billing::tail::Tail;
 use tollway_control::billing::{Billing, Place, StoreFault};
 use tollway_control::ledger;
 use tollway_control::ledger::consume::SpendLog;
 use tollway_control::ledger::file::{FileSource, Retention};
+use tollway_control::report::focus::{csv, rows};
+use tollway_control::report::line::{Line, Merge};
 use tollway_control::state::{State, apply};
 use tollway_proto::command::{Command, Entry, Outcome, RecordSpend};
 use tollway_proto::usage::{EndState, UsageEvent, log_file_name, partition_of};
@@ -29,6 +34,8 @@ use tollway_tests::postgres::Postgres;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Events in the log, repeats not counted.
 const EVENTS: u64 = 30_000;
+/// The last of them, all in one hour and each of another end user: more rows than PostgreSQL sends at once.
+const BUSY: u64 = 2_000;
 /// Partitions of the log.
 const PARTITIONS: i32 = 3;
 /// Wall time: some days after the example event.
@@ -75,7 +82,9 @@ fn event(n: u64) -> UsageEvent {
     event.tenant.organization = OrganizationId::trusted(organization);
     event.tenant.team = (!n.is_multiple_of(3)).then(|| TeamId::trusted("search"));
     event.tenant.key = ApiKeyId::trusted(format!("key-{}", n % 21));
-    event.user = n.is_multiple_of(5).then(|| format!("user,{}\0é", n % 35)); // whatever a caller may write
+    let is_busy = n >= EVENTS - BUSY;
+    let user = if is_busy { n } else { n % 35 };
+    event.user = (is_busy || n.is_multiple_of(5)).then(|| format!("user,{user}\0é")); // whatever a caller may write
     event.tokens.input = n;
     event.byok = n.is_multiple_of(11);
     event.end = if n.is_multiple_of(13) {
@@ -83,7 +92,7 @@ fn event(n: u64) -> UsageEvent {
     } else {
         EndState::Completed
     };
-    event.started_at.0 = event.started_at.0.plus_ms((n * 60_000).cast_signed());
+    event.started_at.0 = event.started_at.0.plus_ms((n.min(EVENTS - BUSY) * 60_000).cast_signed());
     event.first_byte_at = None;
     event.finished_at.0 = event.started_at.0.plus_ms((n % 5_000).cast_signed());
     event.state_charge(cost::charge(&event.tokens, &event.prices).unwrap());
@@ -270,9 +279,57 @@ async fn postgres_has_each_event_once_whatever_breaks_and_answers_as_sqlite_does
         assert_eq!(requests, i128::from(EVENTS / 7 + 1));
     }
 
+    exports_are_the_same(&two, &file).await;
     reconciles(&postgres, &two, &file, dir.path(), bytes).await;
     two.stop().await;
     file.stop().await;
+}
+
+/// The charges of some days as the FOCUS export writes them, and how many rows of the store they are made of.
+async fn charges(billing: &Billing, wanted: Wanted) -> (String, usize) {
+    let place = billing.place().clone();
+    let read = move || {
+        let (mut out, mut merge, mut count) = (Vec::new(), Merge::default(), 0);
+        let state = State::default();
+        let mut write = |line: Option<Line>| {
+            for row in line.iter().flat_map(|line| rows::charges(line, &state, NOW)) {
+                csv::row(&mut out, &row).unwrap();
+            }
+        };
+        let read = lines(&place, &wanted, |line| {
+            count += 1;
+            write(merge.push(line));
+            // The handler waits for its caller in here, on the same runtime.
+            tokio::runtime::Handle::current().block_on(std::future::ready(()));
+            ControlFlow::<()>::Continue(())
+        });
+        assert!(matches!(read, Ok(ControlFlow::Continue(()))), "{read:?}");
+        write(merge.finish());
+        (String::from_utf8(out).unwrap(), count)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+/// Reports are made of the same lines in the same order, of all and of one organization, and one that is left off leaves no trouble.
+async fn exports_are_the_same(two: &Replica, file: &Replica) {
+    let last = event(EVENTS - 1).started_at.0.day();
+    for (organization, rows_min) in [(None, BUSY as usize), (Some("org-3"), 300)] {
+        let wanted = Wanted {
+            from: Day(last.0 - 2).start(),
+            to: Day(last.0 + 1).start(),
+            organization: organization.map(OrganizationId::trusted),
+        };
+        let (theirs, rows) = charges(&two.billing, wanted.clone()).await;
+        let (ours, _) = charges(&file.billing, wanted.clone()).await;
+        assert!(rows >= rows_min, "{rows} rows of {organization:?}");
+        let differing = theirs.lines().zip(ours.lines()).find(|(a, b)| a != b);
+        assert_eq!(differing, None, "{organization:?}");
+        assert_eq!(theirs.len(), ours.len(), "{organization:?}");
+        let place = two.billing.place().clone();
+        let stopped = tokio::task::spawn_blocking(move || lines(&place, &wanted, ControlFlow::Break));
+        let stopped = stopped.await.unwrap();
+        assert!(matches!(stopped, Ok(ControlFlow::Break(_))), "{stopped:?}");
+    }
 }
 
 /// Both stores equal the replicated sums of the same log, and a cell that was tampered with is found.

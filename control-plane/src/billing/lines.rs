@@ -1,12 +1,17 @@
-//! Rows by hour as [`report`](crate::report) takes them. Blocking, for a thread of its own.
+//! Rows by hour as [`report`](crate::report) takes them, from either backend. Blocking, for a thread of its own that the runtime knows.
 //!
 //! One read transaction sees one state of the store, however long it takes. Hours come one after the other, so that what is sorted in
-//! memory is never more than an hour (a day, of one organization).
+//! memory is never more than an hour (a day, of one organization), and from PostgreSQL a bounded number of rows at a time. Both backends
+//! give the same rows in the same order.
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::Duration;
 
-use rusqlite::{Row, params};
+use rusqlite::params;
+use tokio::runtime::Handle;
+use tokio_postgres::IsolationLevel;
+use tokio_postgres::types::ToSql;
 use tollway_shared::cost::Charge;
 use tollway_shared::ids::{
     ApiKeyId, EndpointId, ModelId, OrganizationId, PriceId, ProjectId, ProviderId, Region, TeamId,
@@ -17,11 +22,17 @@ use tollway_shared::time::UnixMillis;
 use tollway_shared::tokens::TokenCounts;
 
 use super::cell::{Dimension, Sum};
-use super::{StoreFault, sqlite};
+use super::connect::{Server, connect};
+use super::read::dollars;
+use super::{Place, StoreFault, sqlite};
 use crate::report::line::{HOUR_MS, Line};
 
 /// Hours read at once: of one organization, and of all.
 const HOURS_AT_ONCE: [i64; 2] = [24, 1];
+/// Rows that PostgreSQL sends at once.
+const ROWS_AT_ONCE: i32 = 500;
+/// How long PostgreSQL may take for one answer: longer than it may work on a statement.
+const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 
 /// Why lines cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +51,12 @@ impl From<rusqlite::Error> for ReadFault {
     }
 }
 
+impl From<tokio_postgres::Error> for ReadFault {
+    fn from(fault: tokio_postgres::Error) -> Self {
+        Self::Store(fault.into())
+    }
+}
+
 /// What to read.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -51,8 +68,30 @@ pub struct Wanted {
     pub organization: Option<OrganizationId>,
 }
 
+impl Wanted {
+    /// Hours read at once.
+    fn at_once(&self) -> i64 {
+        let [one, all] = HOURS_AT_ONCE;
+        if self.organization.is_some() { one } else { all }
+    }
+}
+
 /// Reads lines in order of hour and dimensions, those that only end users tell apart one after the other, until `each` breaks.
+///
+/// `each` is called outside of the runtime, so it may wait on it, too.
 pub fn lines<B>(
+    place: &Place,
+    wanted: &Wanted,
+    each: impl FnMut(Line) -> ControlFlow<B>,
+) -> Result<ControlFlow<B>, ReadFault> {
+    match place {
+        Place::None => Err(StoreFault::Absent.into()),
+        Place::File(path) => of_file(path, wanted, each),
+        Place::Server(server) => of_server(server, wanted, each),
+    }
+}
+
+fn of_file<B>(
     path: &Path,
     wanted: &Wanted,
     mut each: impl FnMut(Line) -> ControlFlow<B>,
@@ -60,20 +99,18 @@ pub fn lines<B>(
     let connection = sqlite::reader(path)?;
     // Never committed: it only reads, and dropping the connection ends it.
     connection.execute_batch("BEGIN")?;
-    let [one, all] = HOURS_AT_ONCE;
-    let at_once = if wanted.organization.is_some() { one } else { all };
     let end = hours_up(wanted.to);
-    let mut next = connection.prepare("SELECT min(hour) FROM rollup WHERE hour >= ?1 AND hour < ?2")?;
+    let mut next = connection.prepare(NEXT)?;
     let mut chunk = connection.prepare(&chunk_sql(wanted.organization.is_some()))?;
     let mut from = hours_up(wanted.from);
     while let Some(hour) = next.query_row(params![from, end], |row| row.get::<_, Option<i64>>(0))? {
-        let to = end.min(hour + at_once);
+        let to = end.min(hour + wanted.at_once());
         let mut rows = match &wanted.organization {
             Some(organization) => chunk.query(params![hour, to, organization.as_str()])?,
             None => chunk.query(params![hour, to])?,
         };
         while let Some(row) = rows.next()? {
-            if let ControlFlow::Break(value) = each(line(row)?) {
+            if let ControlFlow::Break(value) = each(Found::of_file(row)?.line()?) {
                 return Ok(ControlFlow::Break(value));
             }
         }
@@ -82,10 +119,66 @@ pub fn lines<B>(
     Ok(ControlFlow::Continue(()))
 }
 
+fn of_server<B>(
+    server: &Server,
+    wanted: &Wanted,
+    mut each: impl FnMut(Line) -> ControlFlow<B>,
+) -> Result<ControlFlow<B>, ReadFault> {
+    let runtime = Handle::current();
+    let mut client = answer(&runtime, connect(server))?;
+    let opening = client
+        .build_transaction()
+        .isolation_level(IsolationLevel::RepeatableRead)
+        .read_only(true)
+        .start();
+    // Never committed: it only reads, and dropping it ends it.
+    let view = answer(&runtime, opening)?;
+    let end = hours_up(wanted.to);
+    let organization = wanted.organization.as_ref().map(OrganizationId::as_str);
+    let next = answer(&runtime, view.prepare(&dollars(NEXT)))?;
+    let chunk = answer(&runtime, view.prepare(&dollars(&chunk_sql(organization.is_some()))))?;
+    let mut from = hours_up(wanted.from);
+    loop {
+        let found = answer(&runtime, view.query_one(&next, &[&from, &end]))?;
+        let Some(hour) = found.try_get::<_, Option<i64>>(0)? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let to = end.min(hour + wanted.at_once());
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&hour, &to];
+        if let Some(organization) = &organization {
+            values.push(organization);
+        }
+        let portal = answer(&runtime, view.bind(&chunk, &values))?;
+        let mut has_more = true;
+        while has_more {
+            let rows = answer(&runtime, view.query_portal(&portal, ROWS_AT_ONCE))?;
+            has_more = i32::try_from(rows.len()) == Ok(ROWS_AT_ONCE);
+            for row in &rows {
+                if let ControlFlow::Break(value) = each(Found::of_server(row)?.line()?) {
+                    return Ok(ControlFlow::Break(value));
+                }
+            }
+        }
+        from = to;
+    }
+}
+
+/// Waits on this thread, which is none of those that answer.
+fn answer<T, E: Into<StoreFault>>(
+    runtime: &Handle,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, StoreFault> {
+    let answered = runtime.block_on(async { tokio::time::timeout(ANSWER_WITHIN, work).await });
+    answered.map_err(|_| StoreFault::Slow)?.map_err(Into::into)
+}
+
 /// The first whole hour that does not begin before `at`.
 fn hours_up(at: UnixMillis) -> i64 {
     at.0.saturating_add(HOUR_MS - 1).div_euclid(HOUR_MS)
 }
+
+/// The next hour that has rows.
+const NEXT: &str = "SELECT min(hour) FROM rollup WHERE hour >= ?1 AND hour < ?2";
 
 fn chunk_sql(of_one: bool) -> String {
     let dimensions: Vec<&str> = Dimension::ALL.iter().map(|dimension| dimension.name()).collect();
@@ -113,55 +206,93 @@ fn chunk_sql(of_one: bool) -> String {
 /// Columns before the dimensions.
 const HEAD: usize = 2;
 
-fn line(row: &Row<'_>) -> Result<Line, ReadFault> {
-    let text = |dimension: Dimension| {
-        row.get_ref(HEAD + dimension as usize)?
-            .as_str()
-            .map_err(rusqlite::Error::from)
-    };
-    let sum = |sum: Sum| row.get::<_, i64>(HEAD + Dimension::COUNT + sum as usize);
-    let count = |of: Sum| sum(of).map(|number| u64::try_from(number).unwrap_or(0));
-    let money = |of: Sum| sum(of).map(NanoUsd);
-    let version = text(Dimension::PriceVersion)?;
-    let prices = row.get_ref(1)?.as_str().map_err(rusqlite::Error::from)?;
-    let team = text(Dimension::Team)?;
-    Ok(Line {
-        hour: UnixMillis(row.get::<_, i64>(0)?.saturating_mul(HOUR_MS)),
-        path: TenantPath {
-            organization: OrganizationId::trusted(text(Dimension::Organization)?),
-            team: (!team.is_empty()).then(|| TeamId::trusted(team)),
-            project: ProjectId::trusted(text(Dimension::Project)?),
-            key: ApiKeyId::trusted(text(Dimension::Key)?),
-        },
-        model: ModelId::trusted(text(Dimension::Model)?),
-        endpoint: EndpointId::trusted(text(Dimension::Endpoint)?),
-        provider: ProviderId::trusted(text(Dimension::Provider)?),
-        region: Region::trusted(text(Dimension::Region)?),
-        price: PriceId::trusted(version),
-        prices: serde_json::from_str(prices).map_err(|fault| ReadFault::Prices(version.to_owned(), fault))?,
-        byok: text(Dimension::Byok)? == "true",
-        requests: count(Sum::Requests)?,
-        estimated: count(Sum::Estimated)?,
-        tokens: TokenCounts {
-            input: count(Sum::TokensInput)?,
-            input_cache_read: count(Sum::TokensCacheRead)?,
-            input_cache_write: count(Sum::TokensCacheWrite)?,
-            input_cache_write_1h: count(Sum::TokensCacheWrite1h)?,
-            output: count(Sum::TokensOutput)?,
-            output_reasoning: count(Sum::TokensReasoning)?,
-        },
-        charge: Charge {
-            input: money(Sum::ChargeInput)?,
-            input_cache_read: money(Sum::ChargeCacheRead)?,
-            input_cache_write: money(Sum::ChargeCacheWrite)?,
-            input_cache_write_1h: money(Sum::ChargeCacheWrite1h)?,
-            output: money(Sum::ChargeOutput)?,
-            output_reasoning: money(Sum::ChargeReasoning)?,
-            request: money(Sum::ChargeRequest)?,
-            total: money(Sum::Charge)?,
-        },
-        billed: money(Sum::Billed)?,
-    })
+/// A row of [`chunk_sql`].
+struct Found<'a> {
+    hour: i64,
+    prices: &'a str,
+    texts: [&'a str; Dimension::COUNT],
+    sums: [i64; Sum::COUNT],
+}
+
+impl<'a> Found<'a> {
+    fn of_file(row: &'a rusqlite::Row<'_>) -> Result<Self, rusqlite::Error> {
+        let text = |place: usize| row.get_ref(place)?.as_str().map_err(rusqlite::Error::from);
+        let mut found = Self {
+            hour: row.get(0)?,
+            prices: text(1)?,
+            texts: [""; Dimension::COUNT],
+            sums: [0; Sum::COUNT],
+        };
+        for (place, value) in found.texts.iter_mut().enumerate() {
+            *value = text(HEAD + place)?;
+        }
+        for (place, value) in found.sums.iter_mut().enumerate() {
+            *value = row.get(HEAD + Dimension::COUNT + place)?;
+        }
+        Ok(found)
+    }
+
+    fn of_server(row: &'a tokio_postgres::Row) -> Result<Self, tokio_postgres::Error> {
+        let mut found = Self {
+            hour: row.try_get(0)?,
+            prices: row.try_get(1)?,
+            texts: [""; Dimension::COUNT],
+            sums: [0; Sum::COUNT],
+        };
+        for (place, value) in found.texts.iter_mut().enumerate() {
+            *value = row.try_get(HEAD + place)?;
+        }
+        for (place, value) in found.sums.iter_mut().enumerate() {
+            *value = row.try_get(HEAD + Dimension::COUNT + place)?;
+        }
+        Ok(found)
+    }
+
+    fn line(&self) -> Result<Line, ReadFault> {
+        let text = |dimension: Dimension| self.texts[dimension as usize];
+        let sum = |sum: Sum| self.sums[sum as usize];
+        let count = |of: Sum| u64::try_from(sum(of)).unwrap_or(0);
+        let money = |of: Sum| NanoUsd(sum(of));
+        let (version, team) = (text(Dimension::PriceVersion), text(Dimension::Team));
+        let prices = serde_json::from_str(self.prices);
+        Ok(Line {
+            hour: UnixMillis(self.hour.saturating_mul(HOUR_MS)),
+            path: TenantPath {
+                organization: OrganizationId::trusted(text(Dimension::Organization)),
+                team: (!team.is_empty()).then(|| TeamId::trusted(team)),
+                project: ProjectId::trusted(text(Dimension::Project)),
+                key: ApiKeyId::trusted(text(Dimension::Key)),
+            },
+            model: ModelId::trusted(text(Dimension::Model)),
+            endpoint: EndpointId::trusted(text(Dimension::Endpoint)),
+            provider: ProviderId::trusted(text(Dimension::Provider)),
+            region: Region::trusted(text(Dimension::Region)),
+            price: PriceId::trusted(version),
+            prices: prices.map_err(|fault| ReadFault::Prices(version.to_owned(), fault))?,
+            byok: text(Dimension::Byok) == "true",
+            requests: count(Sum::Requests),
+            estimated: count(Sum::Estimated),
+            tokens: TokenCounts {
+                input: count(Sum::TokensInput),
+                input_cache_read: count(Sum::TokensCacheRead),
+                input_cache_write: count(Sum::TokensCacheWrite),
+                input_cache_write_1h: count(Sum::TokensCacheWrite1h),
+                output: count(Sum::TokensOutput),
+                output_reasoning: count(Sum::TokensReasoning),
+            },
+            charge: Charge {
+                input: money(Sum::ChargeInput),
+                input_cache_read: money(Sum::ChargeCacheRead),
+                input_cache_write: money(Sum::ChargeCacheWrite),
+                input_cache_write_1h: money(Sum::ChargeCacheWrite1h),
+                output: money(Sum::ChargeOutput),
+                output_reasoning: money(Sum::ChargeReasoning),
+                request: money(Sum::ChargeRequest),
+                total: money(Sum::Charge),
+            },
+            billed: money(Sum::Billed),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -176,9 +307,9 @@ mod tests {
     use crate::ledger;
     use crate::report::line::Merge;
 
-    fn read(path: &Path, wanted: &Wanted) -> Vec<Line> {
+    fn read(place: &Place, wanted: &Wanted) -> Vec<Line> {
         let mut out = Vec::new();
-        let read = lines(path, wanted, |line| {
+        let read = lines(place, wanted, |line| {
             out.push(line);
             ControlFlow::<()>::Continue(())
         });
@@ -219,7 +350,7 @@ mod tests {
                 to: UnixMillis((from + hours) * HOUR_MS),
                 organization: of_one.then(|| OrganizationId::trusted("o1")),
             };
-            let found = read(&path, &wanted);
+            let found = read(&Place::File(path), &wanted);
             let mut naive: BTreeMap<(i64, OrganizationId, i64), (u64, i64)> = BTreeMap::new();
             for event in &events {
                 let hour = event.started_at.0.0.div_euclid(HOUR_MS) * HOUR_MS;

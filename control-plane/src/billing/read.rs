@@ -200,7 +200,7 @@ async fn select_server(server: &Server, statements: &[Statement]) -> Result<Vec<
 }
 
 /// `?1` as PostgreSQL writes it. Question marks stand for nothing else in our SQL.
-fn dollars(text: &str) -> String {
+pub(super) fn dollars(text: &str) -> String {
     text.replace('?', "$")
 }
 

@@ -1,7 +1,6 @@
 //! Lines of the billing store, for a handler: read on a thread of their own, and only so many readers at once.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -24,7 +23,7 @@ static READERS: Semaphore = Semaphore::const_new(READERS_MAX);
 
 /// A way to the store.
 pub(super) struct Source {
-    path: PathBuf,
+    place: Place,
     _permit: SemaphorePermit<'static>,
 }
 
@@ -55,16 +54,17 @@ impl From<ReadFault> for Fault {
 impl Source {
     /// Refuses where there is no store, and when too many read already.
     pub(super) fn of(api: &Api) -> Result<Self, Fault> {
-        let Place::File(path) = api.billing.place() else {
-            let detail = "this replica keeps no billing store in SQLite, of which reports are made; see `billing.store`";
+        let place = api.billing.place();
+        if matches!(place, Place::None) {
+            let detail = "this replica keeps no billing store, of which reports are made; see `billing.store` and `usage.source`";
             return Err(Fault::new(ProblemCode::Unavailable, detail));
-        };
+        }
         let permit = READERS.try_acquire().map_err(|_| {
             let detail = format!("{READERS_MAX} reports are being made; ask again when one of them is done");
             Fault::new(ProblemCode::Unavailable, detail)
         })?;
         Ok(Self {
-            path: path.clone(),
+            place: place.clone(),
             _permit: permit,
         })
     }
@@ -76,7 +76,7 @@ impl Source {
         mut each: impl FnMut(Line) -> Result<(), E>,
     ) -> Result<(), E> {
         let begun = Instant::now();
-        let read = lines::lines(&self.path, wanted, |line| {
+        let read = lines::lines(&self.place, wanted, |line| {
             if begun.elapsed().as_secs() >= READ_WITHIN_S {
                 return ControlFlow::Break(E::from(ReadFault::Slow));
             }
