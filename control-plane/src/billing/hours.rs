@@ -22,12 +22,13 @@ const STEP: i64 = 20_000;
 /// Sums are added up as multiples of this and the rest, so that none leaves the database's range.
 const PART: i64 = 1_000_000_000;
 /// The sums of an aggregate, as the store names them.
-const SUMS: [Sum; 10] = [
+const SUMS: [Sum; 11] = [
     Sum::Requests,
     Sum::Estimated,
     Sum::TokensInput,
     Sum::TokensCacheRead,
     Sum::TokensCacheWrite,
+    Sum::TokensCacheWrite1h,
     Sum::TokensOutput,
     Sum::TokensReasoning,
     Sum::Charge,
@@ -81,6 +82,7 @@ impl Hour {
             input,
             cache_read,
             cache_write,
+            cache_write_1h,
             output,
             reasoning,
             charge,
@@ -100,6 +102,7 @@ impl Hour {
                 input: count(input),
                 input_cache_read: count(cache_read),
                 input_cache_write: count(cache_write),
+                input_cache_write_1h: count(cache_write_1h),
                 output: count(output),
                 output_reasoning: count(reasoning),
             },
