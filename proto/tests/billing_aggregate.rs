@@ -1,5 +1,4 @@
 //! The documents under `proto/` describe the aggregates that the code really writes.
-#![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
 use serde_json::Value;
 use tollway_proto::billing::{BillingAggregate, DATA_SCHEMA, EVENT_TYPE, TOPIC};

@@ -92,7 +92,10 @@ fn event(n: u64) -> UsageEvent {
     } else {
         EndState::Completed
     };
-    event.started_at.0 = event.started_at.0.plus_ms((n.min(EVENTS - BUSY) * 60_000).cast_signed());
+    event.started_at.0 = event
+        .started_at
+        .0
+        .plus_ms((n.min(EVENTS - BUSY) * 60_000).cast_signed());
     event.first_byte_at = None;
     event.finished_at.0 = event.started_at.0.plus_ms((n % 5_000).cast_signed());
     event.state_charge(cost::charge(&event.tokens, &event.prices).unwrap());

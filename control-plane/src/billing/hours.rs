@@ -276,8 +276,11 @@ mod tests {
                 let hour = event.started_at.0.0 / HOUR_MS;
                 (event.tenant.organization.clone(), hour)
             };
-            let mut naive: BTreeMap<_, [i64; 3]> =
-                events.iter().filter(touched).map(|event| (place(event), [0; 3])).collect();
+            let mut naive: BTreeMap<_, [i64; 3]> = events
+                .iter()
+                .filter(touched)
+                .map(|event| (place(event), [0; 3]))
+                .collect();
             for event in &events {
                 if let Some(sums) = naive.get_mut(&place(event)) {
                     sums[0] += 1;

@@ -136,7 +136,10 @@ fn of_server<B>(
     let end = hours_up(wanted.to);
     let organization = wanted.organization.as_ref().map(OrganizationId::as_str);
     let next = answer(&runtime, view.prepare(&dollars(NEXT)))?;
-    let chunk = answer(&runtime, view.prepare(&dollars(&chunk_sql(organization.is_some()))))?;
+    let chunk = answer(
+        &runtime,
+        view.prepare(&dollars(&chunk_sql(organization.is_some()))),
+    )?;
     let mut from = hours_up(wanted.from);
     loop {
         let found = answer(&runtime, view.query_one(&next, &[&from, &end]))?;

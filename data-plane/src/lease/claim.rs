@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn the_least_is_enough_for_one_token() {
         for (input, output) in [(1_000_000, 2_000_000), (0, 7), (3, 1), (5_000_000_000, 999_999)] {
-            let bounds = bounds(None, vec![Rates::of(&prices(input, output, None, None), 100)]);
+            let bounds = bounds(None, vec![rates(&prices(input, output, None, None), 100)]);
             let one = Bounds { answers: 1, ..bounds };
             let least = one.claim().least;
             assert!(

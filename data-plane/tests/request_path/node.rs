@@ -13,7 +13,8 @@ use tollway_proto::push::encode_resource;
 use tollway_proto::usage::{UsageEvent, UsageSource};
 use tollway_provider::Provider as Scripted;
 use tollway_shared::catalog::{
-    AuthScheme, Credential, CredentialOwner, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider, credential_aad,
+    AuthScheme, Credential, CredentialOwner, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider,
+    credential_aad,
 };
 use tollway_shared::cost::{self, Prices};
 use tollway_shared::ids::{

@@ -42,14 +42,7 @@ pub(crate) fn price(endpoint: usize, version: u32, from: UnixMillis, (input, out
         id: PriceId::trusted(format!("price-{endpoint}-{version}")),
         endpoint: EndpointId::trusted(format!("p/e{endpoint}")),
         effective_from: from,
-        prices: Prices {
-            input: Price(input * 1_000_000),
-            output: Price(output * 1_000_000),
-            input_cache_read: None,
-            input_cache_write: None,
-            output_reasoning: None,
-            request: None,
-        },
+        prices: Prices::flat(Price(input * 1_000_000), Price(output * 1_000_000)),
     })
 }
 
@@ -67,6 +60,7 @@ pub(crate) fn entries(plan: &Plan) -> Vec<Entry> {
             region: None,
             max_output_tokens: None,
             rank: 0,
+            on_disconnect: None,
             enabled: true,
         }));
         commands.push(price(number, 0, UnixMillis(0), *first));
@@ -167,6 +161,7 @@ fn fixed(at: UnixMillis) -> Vec<Command> {
             private_network: false,
             stream_usage: true,
             bills_after_cancel: false,
+            on_disconnect: None,
             connect_timeout_ms: 1_000,
             first_byte_timeout_ms: 1_000,
             idle_timeout_ms: 1_000,
@@ -178,6 +173,7 @@ fn fixed(at: UnixMillis) -> Vec<Command> {
             id: OrganizationId::trusted("o"),
             name: "O".into(),
             enabled: true,
+            adjustment_bps: 0,
         }),
         Command::PutTeam(Team {
             id: TeamId::trusted("t"),

@@ -291,13 +291,14 @@ pub(crate) async fn stop(world: &Rc<World>, n: usize) {
     process.ended().await;
     process.kill.cancel();
     world.draining.borrow_mut()[n] = false;
-    let mut nodes = world.nodes.borrow_mut();
-    process.note_life();
-    let lives = process.lives.borrow().clone();
-    nodes[n].lives.extend(lives);
-    nodes[n].process = None;
-    nodes[n].look();
-    drop(nodes);
+    {
+        let mut nodes = world.nodes.borrow_mut();
+        process.note_life();
+        let lives = process.lives.borrow().clone();
+        nodes[n].lives.extend(lives);
+        nodes[n].process = None;
+        nodes[n].look();
+    }
     world.settle_down().await;
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::Rng as _;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
-use tollway_data::lease::claim::{Bounds, Rates};
+use tollway_data::lease::claim::{Bounds, Most, Rates};
 use tollway_data::lease::desk::Told;
 use tollway_data::lease::inherit;
 use tollway_proto::spool::{Held, HeldPart};
@@ -178,9 +178,11 @@ async fn serve(world: &Rc<World>, n: usize, process: &Process, ask: &Ask) -> End
         snapshot.prices_at(&id, process.clock.now()).cloned()
     };
     let prices: Vec<_> = endpoints(ask.model).iter().filter_map(price).collect();
-    let rates = prices
-        .iter()
-        .map(|price| Rates::of(&price.prices, OUTPUT_TOKENS_MAX));
+    let most = Most {
+        prompt_tokens: ask.prompt,
+        output_tokens: OUTPUT_TOKENS_MAX,
+    };
+    let rates = prices.iter().map(|price| Rates::of(&price.prices, most));
     let mut bounds = Bounds {
         prompt_tokens: ask.prompt,
         answers: 1,

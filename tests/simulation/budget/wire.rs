@@ -95,7 +95,7 @@ pub(crate) async fn carry(world: Rc<World>, node: usize, mut said: mpsc::Unbound
             sleep(Duration::from_millis(fate.there_ms)).await;
             if fate.lost || world.nodes.borrow()[node].cut {
                 // Half of what is lost is seen to be lost.
-                if fate.there_ms % 2 == 0 {
+                if fate.there_ms.is_multiple_of(2) {
                     world.limbo.borrow_mut().push(answer);
                 }
                 return;
