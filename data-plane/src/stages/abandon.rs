@@ -150,7 +150,9 @@ impl<F: Future<Output = Reply> + 'static> Future for Outliving<F> {
 
 impl<F: Future<Output = Reply> + 'static> Drop for Outliving<F> {
     fn drop(&mut self) {
-        let Some(answer) = self.answer.take() else { return };
+        let Some(mut answer) = self.answer.take() else {
+            return;
+        };
         let now = Instant::now();
         self.left.at.set(Some(now));
         if !self.left.sent.get() || self.plane.phase.reached(Phase::ENDING) {
@@ -159,22 +161,28 @@ impl<F: Future<Output = Reply> + 'static> Drop for Outliving<F> {
         let rest = Rest::of(self.left.policy.get(), now, &self.plane);
         tokio::task::spawn_local(async move {
             match rest {
-                Rest::Came => {
-                    // In a task of its own, so that it is not hurried by whatever wakes the answer.
-                    let turns = tokio::task::spawn_local(came());
-                    tokio::select! {
-                        biased;
-                        _unread = answer => {}
-                        _over = turns => {}
-                    }
-                }
+                Rest::Came => drop(what_came(answer).await),
                 Rest::Until { at, .. } => {
-                    let reply = timeout_at(at, answer).await;
+                    let reply = match timeout_at(at, answer.as_mut()).await {
+                        Ok(reply) => Some(reply),
+                        Err(_) => what_came(answer).await,
+                    };
                     drop(rest); // its place is for the stream that this may have become
                     drop(reply);
                 }
             }
         });
+    }
+}
+
+/// The answer, if what has come already makes it.
+async fn what_came<F: Future<Output = Reply>>(answer: Pin<Box<F>>) -> Option<Reply> {
+    // In a task of its own, so that it is not hurried by whatever wakes the answer.
+    let turns = tokio::task::spawn_local(came());
+    tokio::select! {
+        biased;
+        reply = answer => Some(reply),
+        _over = turns => None,
     }
 }
 

@@ -323,7 +323,10 @@ impl Relay {
                         }
                     }
                 });
-                drop(timeout_at(at, rest).await);
+                // Where this thread was late, more has come by then than was read.
+                if timeout_at(at, rest).await.is_err() {
+                    self.read_what_came().await;
+                }
             }
         }
     }

@@ -205,6 +205,6 @@ mod tests {
         assert_eq!(path_of("credential", "p/c").unwrap(), "providers/p/credentials/c");
         assert!(path_of("credential", "c").unwrap_err().contains("PROVIDER/ID"));
         assert_eq!(path_of("model", "a/b").unwrap(), "models/a%2Fb");
-        assert!(list(|noun| noun.declared).starts_with("provider, credential"));
+        assert!(list(|noun| noun.declared).starts_with("organization, provider, credential"));
     }
 }
