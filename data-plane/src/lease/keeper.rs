@@ -253,6 +253,7 @@ impl Keeper {
         if !self.busy.enlisted {
             return self.again(budgets);
         }
+        let wants = wants.into_iter().map(|want| self.holder.renewed(want)).collect();
         let ask = self.holder.ask(wants);
         counter!(LEASE_ASKS_TOTAL).increment(1);
         let call = LeaseCall::Ask(ask.clone());

@@ -97,6 +97,14 @@ impl Holder {
         self.fenced
     }
 
+    /// A want as it is now: what is there may have changed since it was put down.
+    pub fn renewed(&self, want: Want) -> Want {
+        match self.slices.get(&want.budget) {
+            Some(slice) => slice.want(want.amount, want.least, want.urgent, Reach::Connected),
+            None => want,
+        }
+    }
+
     /// Turns wants into an ask. Wants of several requests that wait for the same slices may go together if their amounts are
     /// added up; asks that overlap are harmless.
     pub fn ask(&mut self, wants: Vec<Want>) -> Ask {

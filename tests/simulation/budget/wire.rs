@@ -106,6 +106,7 @@ pub(crate) async fn carry(world: Rc<World>, node: usize, mut said: mpsc::Unbound
                 return world.limbo.borrow_mut().push(answer);
             }
             if let Some(heard) = heard {
+                world.note(|| format!("node {node} hears {heard:?}"));
                 let _ = answer.send(plant::answer(&world, node, heard));
             }
         });
