@@ -10,6 +10,7 @@
 //! | [`ask`], [`routing`], [`health`], [`credentials`], [`dialects`] | PURE: what is asked, who may serve it and with which key, wire formats |
 //! | [`upstream`] | the only opener of connections to providers |
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
+//! | [`lengths`], [`ratios`] | PURE: how long an endpoint's answers are and how many tokens its texts, as its answers have shown |
 //! | [`lease`] | budgets: money that may be spent without asking anybody |
 //! | [`identity`] | who this node is: join, certificate, secrets |
 //! | [`plane`] | what the requests of one core share |
@@ -31,6 +32,7 @@ pub mod minute;
 pub mod ops;
 pub mod pipeline;
 pub mod plane;
+pub mod ratios;
 pub mod routing;
 pub mod run;
 #[cfg(test)]

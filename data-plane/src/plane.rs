@@ -17,6 +17,7 @@ use crate::lease::Desk;
 use crate::lengths::Lengths;
 use crate::metrics::Meters;
 use crate::minute::FreeMinute;
+use crate::ratios::Ratios;
 use crate::upstream::Upstream;
 use crate::usage::Writer;
 
@@ -91,6 +92,8 @@ pub struct Plane {
     pub health: RefCell<Health>,
     /// How long its endpoints' answers are.
     pub lengths: RefCell<Lengths>,
+    /// How many tokens its endpoints make of a text.
+    pub ratios: RefCell<Ratios>,
     /// Chance.
     pub dice: Dice,
     /// What this core knows of its providers' credentials.

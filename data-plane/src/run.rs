@@ -424,6 +424,7 @@ impl Core {
             upstream: Upstream::new(self.pool, self.tls),
             health: std::cell::RefCell::default(),
             lengths: std::cell::RefCell::default(),
+            ratios: std::cell::RefCell::default(),
             dice: Dice::seeded(),
             credentials: std::cell::RefCell::default(),
             meters: crate::metrics::Meters::default(),

@@ -121,7 +121,8 @@ pub struct UsageEvent {
     pub tokens: TokenCounts,
     /// Where they come from.
     pub usage_source: UsageSource,
-    /// Which estimator counted them, when estimated.
+    /// Which estimator counted them, when estimated: `bytes4.v2` (four bytes of text are a token), `bytes-learned.v1` (bytes per token
+    /// as learned from what the endpoint's provider counted before).
     pub estimator: Option<String>,
     /// The snapshot revision the request was admitted under.
     pub revision: Revision,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tollway_data::dialects::estimate::Size;
 use tollway_data::dialects::sse::Parser;
 use tollway_data::dialects::{self, Emit, Events, Tally};
+use tollway_data::ratios::{BYTES_PER_TOKEN, Learned};
 use tollway_data::stages::settle::{self, Basis};
 use tollway_proto::usage::UsageSource;
 use tollway_shared::catalog::Dialect;
@@ -140,8 +141,11 @@ fn what_providers_count_is_what_is_billed() {
         for (form, tally) in forms(vector) {
             let basis = Basis {
                 size: Size {
-                    prompt_tokens: PROMPT_TOKENS,
+                    prompt_bytes: PROMPT_TOKENS * BYTES_PER_TOKEN,
+                    attachment_tokens: 0,
+                    prompt_tokens_max: u64::MAX,
                     completion_tokens_max: u64::MAX,
+                    learned: Learned::PRIOR,
                 },
                 used: true,
                 expected: 0,

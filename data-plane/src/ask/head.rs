@@ -24,6 +24,8 @@ pub(super) struct Head<'a> {
     pub(super) max_tokens: Option<&'a RawValue>,
     pub(super) max_completion_tokens: Option<&'a RawValue>,
     pub(super) n: Option<&'a RawValue>,
+    /// Bytes of what a model is told beside the messages: its tools, the shape of its answer.
+    pub(super) told_bytes: u64,
     /// Members that must not reach a provider, in order.
     pub(super) ours: Vec<(&'a str, &'a RawValue)>,
 }
@@ -107,6 +109,10 @@ impl<'de> Visitor<'de> for HeadVisitor {
                 "n" => head.n = not_null(map.next_value()?),
                 "messages" => {
                     head.messages = Some(map.next_value_seed(Messages)?);
+                }
+                "tools" | "functions" | "response_format" => {
+                    let told: &RawValue = map.next_value()?;
+                    head.told_bytes += not_null(told).map_or(0, |told| told.get().len() as u64);
                 }
                 name @ ("models" | "provider") => {
                     let value: &RawValue = map.next_value()?;

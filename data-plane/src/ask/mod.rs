@@ -21,7 +21,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tollway_shared::fault::Fault;
 
-use crate::dialects::estimate::Size;
+use crate::dialects::estimate::{Prompt, Size};
+use crate::ratios::Learned;
 use head::{Head, as_fault, not_null};
 use place::{members, place, refuse_depth};
 
@@ -63,8 +64,8 @@ pub struct Ask {
     pub clamped: Option<u32>,
     /// How many answers it wants, usually one.
     pub answers: u32,
-    /// The estimate of its prompt tokens, for a provider that counts none and for a node that dies.
-    pub prompt_tokens: u64,
+    /// The measure of its prompt, for a provider that counts none and for a node that dies.
+    pub prompt: Prompt,
     /// The most prompt tokens that it can be.
     pub prompt_tokens_max: u64,
 }
@@ -108,7 +109,8 @@ impl Ask {
         surrogate::refuse_halves(text)?;
         let at = |raw: &RawValue| place(text, raw.get());
         let model = head.model.ok_or_else(|| missing("model"))?;
-        let prompt = head.messages.ok_or_else(|| missing("messages"))?;
+        let mut prompt = head.messages.ok_or_else(|| missing("messages"))?;
+        prompt.measure.text_bytes += head.told_bytes;
         let stream_options: Option<Option<StreamOptions>> =
             object("stream_options", "an object", head.stream_options)?;
         let wants_usage: Option<Option<bool>> = optional(
@@ -155,8 +157,8 @@ impl Ask {
             caps_at,
             clamped: None,
             answers: count("n", ANSWERS_MAX, head.n)?.unwrap_or(1),
-            prompt_tokens: prompt.tokens(),
             prompt_tokens_max: prompt.tokens_max(body.len() as u64),
+            prompt,
             body: body.clone(),
         };
         if ask.model.is_empty() {
@@ -171,12 +173,19 @@ impl Ask {
         self.clamped = Some(cap);
     }
 
-    /// What is known of its size, for estimates.
-    pub fn size(&self) -> Size {
-        let each = self.output_tokens_max.map_or(u64::MAX, u64::from);
+    /// What is known of its size at an endpoint, for estimates.
+    ///
+    /// - `sold`: the most completion tokens of one answer where the caller has no cap, as far as anybody knows.
+    pub fn size(&self, sold: Option<u32>, learned: Learned) -> Size {
+        let each = self.output_tokens_max.or(sold);
         Size {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens_max: each.saturating_mul(u64::from(self.answers)),
+            prompt_bytes: self.prompt.bytes(),
+            attachment_tokens: self.prompt.attachment_tokens(),
+            prompt_tokens_max: self.prompt_tokens_max,
+            completion_tokens_max: each
+                .map_or(u64::MAX, u64::from)
+                .saturating_mul(u64::from(self.answers)),
+            learned,
         }
     }
 }

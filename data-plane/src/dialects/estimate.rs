@@ -1,15 +1,20 @@
 //! Token counts when a provider reports none: an honest guess from the text that was sent and received, always flagged as such.
+//!
+//! Text is measured in bytes here. How many tokens these are is learned of each endpoint ([`crate::ratios`]).
 
 use serde::Deserialize;
 use std::borrow::Cow;
 use tollway_shared::tokens::TokenCounts;
 
-/// The estimator's name in usage events. A change of its arithmetic is another name.
-pub const NAME: &str = "bytes4.v1";
-/// UTF-8 bytes of text per token.
-const BYTES_PER_TOKEN: u64 = 4;
+use crate::ratios::{BYTES_PER_TOKEN, Counted, Learned};
+
+/// The estimator's name in usage events where nothing is known of the endpoint: four bytes are a token. A change of its arithmetic is
+/// another name.
+pub const PLAIN: &str = "bytes4.v2";
+/// Its name where bytes per token were learned from what the endpoint's provider counted.
+pub const LEARNED: &str = "bytes-learned.v1";
 /// What the frame around one message costs.
-const TOKENS_PER_MESSAGE: u64 = 4;
+const BYTES_PER_MESSAGE: u64 = 4 * BYTES_PER_TOKEN;
 /// What an image or file costs.
 const TOKENS_PER_ATTACHMENT: u64 = 1_000;
 /// The most that the frame around one message costs.
@@ -56,11 +61,14 @@ impl Prompt {
         self.measure.add(message);
     }
 
-    /// The estimate.
-    pub fn tokens(&self) -> u64 {
-        tokens(self.measure.text_bytes)
-            + TOKENS_PER_ATTACHMENT * self.measure.attachments
-            + TOKENS_PER_MESSAGE * self.messages as u64
+    /// The bytes that the estimate is made from: of text, tools among it, and of the frames around messages.
+    pub fn bytes(&self) -> u64 {
+        self.measure.text_bytes + BYTES_PER_MESSAGE * self.messages as u64
+    }
+
+    /// The estimate of its images and files.
+    pub fn attachment_tokens(&self) -> u64 {
+        TOKENS_PER_ATTACHMENT * self.measure.attachments
     }
 
     /// The most that it can be: a token is at least one byte of what is sent.
@@ -97,20 +105,54 @@ pub fn content(json: &str) -> Measure {
     measure
 }
 
-/// What is known of a request's size before it is answered.
+/// What is known of a request's size at an endpoint before it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// The estimate of its prompt.
-    pub prompt_tokens: u64,
-    /// The most that the caller allows in all answers.
+    /// [`Prompt::bytes`].
+    pub prompt_bytes: u64,
+    /// [`Prompt::attachment_tokens`].
+    pub attachment_tokens: u64,
+    /// The most that its prompt can be: no estimate is higher than what was held.
+    pub prompt_tokens_max: u64,
+    /// The most that caller and endpoint allow in all answers.
     pub completion_tokens_max: u64,
+    /// What was known of the endpoint when it was asked.
+    pub learned: Learned,
+}
+
+impl Size {
+    /// The estimate of its prompt.
+    pub fn prompt_tokens(&self) -> u64 {
+        let text = self.learned.prompt.tokens(self.prompt_bytes);
+        text.saturating_add(self.attachment_tokens)
+            .min(self.prompt_tokens_max)
+    }
+
+    /// The estimator that speaks.
+    pub fn estimator(&self) -> &'static str {
+        if self.learned.is_known() { LEARNED } else { PLAIN }
+    }
+
+    /// What there is to learn from a prompt that the provider has counted. Of one with images and files nothing: they are counted by
+    /// other rules.
+    pub fn counted_prompt(&self, counts: &TokenCounts) -> Counted {
+        Counted {
+            tokens: counts.prompt(),
+            bytes: if self.attachment_tokens == 0 {
+                self.prompt_bytes
+            } else {
+                0
+            },
+        }
+    }
 }
 
 /// The counts of a request of this size that got `reply_bytes` bytes of text back.
-pub fn counts(size: Size, reply_bytes: u64) -> TokenCounts {
+pub fn counts(size: &Size, reply_bytes: u64) -> TokenCounts {
+    let completion = size.learned.completion.tokens(reply_bytes);
     TokenCounts {
-        input: size.prompt_tokens,
-        output: tokens(reply_bytes).min(size.completion_tokens_max),
+        input: size.prompt_tokens(),
+        output: completion.min(size.completion_tokens_max),
         ..TokenCounts::default()
     }
 }
@@ -135,13 +177,12 @@ fn text_bytes(text: &str) -> u64 {
     length as u64
 }
 
-fn tokens(bytes: u64) -> u64 {
-    bytes.div_ceil(BYTES_PER_TOKEN)
-}
-
 #[cfg(test)]
 mod tests {
+    use tollway_shared::ids::EndpointId;
+
     use super::*;
+    use crate::ratios::Ratios;
 
     #[test]
     fn text_counts_a_quarter_of_its_bytes_and_images_a_flat_amount() {
@@ -151,13 +192,52 @@ mod tests {
             r#"[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:,"}}]"#,
         ));
         prompt.add(content("null"));
-        assert_eq!(prompt.tokens(), 3 + 12 + 1_000);
-        let size = |completion_tokens_max| Size {
-            prompt_tokens: 7,
+        let size = |prompt_tokens_max, completion_tokens_max| Size {
+            prompt_bytes: prompt.bytes(),
+            attachment_tokens: prompt.attachment_tokens(),
+            prompt_tokens_max,
             completion_tokens_max,
+            learned: Learned::PRIOR,
         };
-        assert_eq!(counts(size(u64::MAX), 5).output, 2);
-        assert_eq!(counts(size(1), 5).output, 1);
+        let most = size(u64::MAX, u64::MAX);
+        assert_eq!((most.prompt_tokens(), most.estimator()), (3 + 12 + 1_000, PLAIN));
+        assert_eq!(counts(&most, 5).output, 2);
+        assert_eq!(counts(&size(1_000, 1), 5), counts(&size(1_000, 1), 500));
+        assert_eq!(counts(&size(1_000, 1), 5).total(), 1_001);
+    }
+
+    #[test]
+    fn an_endpoint_is_estimated_as_its_provider_has_counted_and_no_higher_than_was_held() {
+        let (endpoint, mut ratios) = (EndpointId::trusted("e"), Ratios::default());
+        let size = |learned, attachment_tokens| Size {
+            prompt_bytes: 900,
+            attachment_tokens,
+            prompt_tokens_max: 1_200,
+            completion_tokens_max: 500,
+            learned,
+        };
+        let told = TokenCounts {
+            input: 100,
+            input_cache_read: 200,
+            output: 50,
+            output_reasoning: 50,
+            ..TokenCounts::default()
+        };
+        let images = size(Learned::PRIOR, 1_000).counted_prompt(&told);
+        assert_eq!(images.bytes, 0);
+        for _ in 0..1_000 {
+            let prompt = size(Learned::PRIOR, 0).counted_prompt(&told);
+            let completion = Counted {
+                tokens: told.completion(),
+                bytes: 500,
+            };
+            ratios.note(&endpoint, prompt, completion);
+        }
+        let learned = size(ratios.of(&endpoint), 0);
+        assert_eq!((learned.prompt_tokens(), learned.estimator()), (300, LEARNED));
+        assert_eq!(counts(&learned, 250).output, 51);
+        assert_eq!(counts(&learned, 25_000).output, 500);
+        assert_eq!(size(ratios.of(&endpoint), 1_000).prompt_tokens(), 1_200);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tollway_shared::fault::{AttemptFault, Fault};
 use tollway_shared::time::UnixMillis;
 
 use super::credential;
+use super::hold;
 use super::opening::{self, Begun, Opened};
 use super::plan::Plan;
 use super::report::Serving;
@@ -104,6 +105,7 @@ pub async fn first_byte(
                 let serving = Serving {
                     revision: cx.snapshot.revision,
                     byok: matches!(&chosen, Ok(Some(one)) if one.owner.is_some()),
+                    output_tokens_max: hold::output_tokens_max(&cx.snapshot, candidate),
                 };
                 cx.record.begin(candidate, caller, ask, serving)?;
                 cx.left.attempt(candidate);

@@ -228,12 +228,7 @@ fn terms(terms: &Terms, capped: bool) -> Cow<'_, Terms> {
 
 fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bounds {
     let rates = plan.attempts.iter().map(|candidate| {
-        let context = snapshot
-            .models
-            .get(&candidate.endpoint.model)
-            .map(|model| model.context_tokens);
-        let most = dialects::output_tokens_max(&candidate.endpoint, &candidate.provider);
-        let most = most.or(context);
+        let most = output_tokens_max(snapshot, candidate);
         Rates::of(
             &candidate.price.prices,
             Most {
@@ -249,6 +244,14 @@ fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bo
         cap: ask.output_tokens_max.map(u64::from),
         rates: rates.collect(),
     }
+}
+
+/// The most completion tokens of one answer to a caller without a cap, as far as anybody knows.
+pub fn output_tokens_max(snapshot: &Snapshot, candidate: &Candidate) -> Option<u32> {
+    dialects::output_tokens_max(&candidate.endpoint, &candidate.provider).or_else(|| {
+        let model = snapshot.models.get(&candidate.endpoint.model)?;
+        Some(model.context_tokens)
+    })
 }
 
 /// The most that is owed of a candidate's list price, hundredths of a percent from the whole of it.

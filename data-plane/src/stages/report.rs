@@ -18,13 +18,14 @@ use super::progress::Pace;
 use super::settle::{self, Basis};
 use crate::ask::Ask;
 use crate::clock;
+use crate::dialects::Tally;
 use crate::dialects::estimate::Size;
 use crate::dialects::usage::Billed;
-use crate::dialects::{Tally, estimate};
 use crate::lease::inherit;
 use crate::metrics::Ended;
 use crate::pipeline::{Arrival, Caller};
 use crate::plane::Plane;
+use crate::ratios::Counted;
 use crate::routing::Candidate;
 
 /// Under which snapshot an attempt is made, and with whose credential.
@@ -34,6 +35,8 @@ pub struct Serving {
     pub revision: Revision,
     /// The organization's own.
     pub byok: bool,
+    /// The most completion tokens of one answer where the caller has no cap, as far as anybody knows.
+    pub output_tokens_max: Option<u32>,
 }
 
 /// The account of one request.
@@ -96,12 +99,14 @@ impl Record {
             status: None,
             fault: None,
         };
-        let expected = self.expected(candidate, ask);
+        let learned = self.plane.ratios.borrow().of(&candidate.endpoint.id);
+        let size = ask.size(serving.output_tokens_max, learned);
+        let expected = self.expected(candidate, ask, &size);
         let Some(open) = &mut self.open else {
             let mut event = self.intent(candidate, caller, ask, serving);
             event.attempts.append(&mut self.unsent);
             event.attempts.push(attempt);
-            event.tokens.output = expected;
+            estimate(&mut event, &size, expected);
             let written = match &self.holding {
                 None => self.plane.writer.intent(&event),
                 Some(holding) => self.plane.writer.intent_holding(&event, &holding.held),
@@ -116,7 +121,7 @@ impl Record {
             self.open = Some(Open {
                 event: Box::new(event),
                 candidate: candidate.clone(),
-                size: ask.size(),
+                size,
                 first_byte: None,
                 reached: false,
                 expected,
@@ -128,7 +133,8 @@ impl Record {
         open.point_to(candidate);
         open.event.byok = serving.byok;
         open.event.attempts.push(attempt);
-        (open.event.tokens.output, open.expected) = (expected, expected);
+        (open.size, open.expected) = (size, expected);
+        estimate(&mut open.event, &size, expected);
         if let Err(fault) = self.plane.writer.redirected(&open.event) {
             // Its first intent stands: were the node to die now, it would be billed as at the endpoint before.
             tracing::warn!(%fault, request = %self.arrival.request_id, "another endpoint of a request could not be recorded");
@@ -186,7 +192,7 @@ impl Record {
     /// - `now`: when it came.
     pub fn progress(&mut self, now: Instant) {
         let Some(open) = &mut self.open else { return };
-        let tokens = settle::so_far(&self.tally, open.size);
+        let tokens = settle::so_far(&self.tally, &open.size);
         let completion = tokens.completion();
         if open.pace.is_due(now, completion) && self.plane.writer.progress(&open.event.request_id, tokens) {
             open.pace.wrote(now, completion);
@@ -230,7 +236,7 @@ impl Record {
     /// Completion tokens so far.
     pub fn completion(&self) -> u64 {
         let open = self.open.as_ref();
-        open.map_or(0, |open| settle::so_far(&self.tally, open.size).completion())
+        open.map_or(0, |open| settle::so_far(&self.tally, &open.size).completion())
     }
 
     /// How many attempts were made.
@@ -271,6 +277,17 @@ impl Record {
         event.finished_at = UnixMillisText(clock::now());
         event.finish_reason = self.tally.finish_reason.take();
         settle::charge(event, &self.tally, basis);
+        if event.usage_source == UsageSource::Provider {
+            let completion = Counted {
+                tokens: event.tokens.completion(),
+                bytes: self.tally.text_bytes,
+            };
+            let prompt = open.size.counted_prompt(&event.tokens);
+            self.plane
+                .ratios
+                .borrow_mut()
+                .note(&event.endpoint, prompt, completion);
+        }
         let started = self.arrival.started;
         let known = open.whole || event.usage_source == UsageSource::Provider;
         if known && open.candidate.provider.bills_after_cancel {
@@ -305,14 +322,14 @@ impl Record {
     /// What an endpoint bills of an answer to this ask that nobody waits for ([`SpoolRecord::Intent`] says why).
     ///
     /// [`SpoolRecord::Intent`]: tollway_proto::spool::SpoolRecord::Intent
-    fn expected(&self, candidate: &Candidate, ask: &Ask) -> u64 {
+    fn expected(&self, candidate: &Candidate, ask: &Ask, size: &Size) -> u64 {
         if !candidate.provider.bills_after_cancel {
             return 0;
         }
         let usual = self.plane.lengths.borrow().usual(&candidate.endpoint.id);
         let sold = candidate.endpoint.max_output_tokens.map_or(u64::MAX, u64::from);
         usual
-            .min(ask.size().completion_tokens_max)
+            .min(size.completion_tokens_max)
             .min(sold.saturating_mul(u64::from(ask.answers)))
     }
 
@@ -350,12 +367,9 @@ impl Record {
             status: 0,
             fault: None,
             finish_reason: None,
-            tokens: TokenCounts {
-                input: ask.prompt_tokens,
-                ..TokenCounts::default()
-            },
+            tokens: TokenCounts::default(),
             usage_source: UsageSource::Estimated,
-            estimator: Some(estimate::NAME.to_owned()),
+            estimator: None,
             revision: serving.revision,
             price_version: candidate.price.id.clone(),
             prices: candidate.price.prices.clone(),
@@ -382,6 +396,13 @@ impl Record {
             .into_uuid()
             .to_string()
     }
+}
+
+/// Writes down what is billed if nothing more is ever known.
+fn estimate(event: &mut UsageEvent, size: &Size, expected: u64) {
+    event.tokens.input = size.prompt_tokens();
+    event.tokens.output = expected;
+    event.estimator = Some(size.estimator().to_owned());
 }
 
 impl Open {

@@ -45,7 +45,7 @@ pub fn charge(event: &mut UsageEvent, tally: &Tally, basis: Basis) {
     }
     event.tokens = settled.tokens;
     event.usage_source = settled.source;
-    event.estimator = (settled.source == UsageSource::Estimated).then(|| estimate::NAME.to_owned());
+    event.estimator = (settled.source == UsageSource::Estimated).then(|| basis.size.estimator().to_owned());
     event.state_charge(settled.charge);
 }
 
@@ -58,7 +58,7 @@ pub fn settled(prices: &Prices, tally: &Tally, basis: Basis) -> Settled {
             charge: Charge::default(),
         };
     }
-    let (mut tokens, source) = counts(tally, basis.size);
+    let (mut tokens, source) = counts(tally, &basis.size);
     if source == UsageSource::Estimated {
         tokens = tokens.with_completion_of_at_least(basis.expected);
     }
@@ -70,14 +70,14 @@ pub fn settled(prices: &Prices, tally: &Tally, basis: Basis) -> Settled {
 }
 
 /// What has been used if the answer breaks off here.
-pub fn so_far(tally: &Tally, size: Size) -> TokenCounts {
+pub fn so_far(tally: &Tally, size: &Size) -> TokenCounts {
     counts(tally, size).0
 }
 
 /// What was used, and who says so.
 ///
 /// Counts that a provider gave before it was done are kept for the prompt; the completion is then the larger of both counts.
-fn counts(tally: &Tally, size: Size) -> (TokenCounts, UsageSource) {
+fn counts(tally: &Tally, size: &Size) -> (TokenCounts, UsageSource) {
     let estimated = estimate::counts(size, tally.text_bytes);
     let Some(told) = tally.usage.filter(plausible) else {
         return (estimated, UsageSource::Estimated);
@@ -113,12 +113,16 @@ fn plausible(counts: &TokenCounts) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ratios::Learned;
     use crate::sample;
 
     const SERVED: Basis = Basis {
         size: Size {
-            prompt_tokens: 10,
+            prompt_bytes: 40,
+            attachment_tokens: 0,
+            prompt_tokens_max: 100,
             completion_tokens_max: 6,
+            learned: Learned::PRIOR,
         },
         used: true,
         expected: 0,

@@ -188,7 +188,10 @@ async fn an_answer_that_is_read_on_for_nobody_is_billed_as_it_ends_or_at_its_usu
     let bills = Scripted::start("bills");
     let one_core = |config: &mut Config| config.server.threads = 1; // each learns for itself
     let node = Node::start_with(&[(&bills, "bills", Dialect::OpenAi)], one_core).await;
-    let whole = node.ask("[[tw:completion_tokens=321]]", json!({})).await;
+    // Four bytes a token, as nearly as pieces of eight can be.
+    let whole = node
+        .ask("[[tw:completion_tokens=321]] [[tw:chunks=160]]", json!({}))
+        .await;
     assert_eq!(whole.status(), 200);
     node.events(1).await;
     for (number, ending, billed) in [
@@ -296,7 +299,10 @@ async fn a_caller_who_leaves_before_the_answer_pays_what_its_provider_bills() {
         let one_core = |config: &mut Config| config.server.threads = 1; // each learns for itself
         let node = Node::start_with(&[(scripted, name, Dialect::OpenAi)], one_core).await;
         // What is known of this provider's answers is this one.
-        let whole = node.ask("[[tw:completion_tokens=321]]", json!({})).await;
+        // Four bytes a token, as nearly as pieces of eight can be.
+        let whole = node
+            .ask("[[tw:completion_tokens=321]] [[tw:chunks=160]]", json!({}))
+            .await;
         assert_eq!(whole.status(), 200);
         node.events(1).await;
         for (number, cap, billed) in [(2, 1_000, 321), (3, 20, 20)] {

@@ -276,8 +276,10 @@ async fn whoever_leaves_at_whatever_event_is_billed_as_the_provider_bills() {
         let billed = (event.tokens.prompt(), event.tokens.completion());
         if billed != (PROMPT_TOKENS, rule(*policy, stream, *index)) {
             wrong.push(format!(
-                "{policy:?} at {index} of {:?}: {billed:?}, {:?}",
-                stream.dialect, event.end
+                "{policy:?} at {index} of {:?}: {billed:?}, not {}, {:?}",
+                stream.dialect,
+                rule(*policy, stream, *index),
+                event.end
             ));
         }
         exact += usize::from(event.usage_source == UsageSource::Provider);
