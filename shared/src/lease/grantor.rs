@@ -217,7 +217,7 @@ impl Books {
             return Vec::new();
         };
         let book = &mut Arc::make_mut(account).book;
-        let amounts = size::recalls(book, asker, live(&self.members), missing);
+        let amounts = size::recalls(book, asker, live(&self.members), missing, now);
         let mut effects = Vec::new();
         for (incarnation, amount) in amounts {
             let mut recall = 0;

@@ -254,10 +254,12 @@ impl Holder {
             let current = slices
                 .get(&kept.slice.budget)
                 .is_some_and(|slice| Arc::ptr_eq(slice, &kept.slice));
+            // The room first: who takes some of it later is seen to hold it.
+            let is_empty = kept.slice.room(Reach::Lost) <= 0;
             let line = kept.slice.line();
             (!current || kept.idle(now))
+                && is_empty
                 && line.held == 0
-                && kept.slice.room(Reach::Lost) <= 0
                 && kept.meter.acked.as_ref() == Some(&line)
         };
         let gone: Vec<_> = self

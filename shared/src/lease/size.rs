@@ -72,16 +72,17 @@ pub(super) fn recallable(
 }
 
 /// What to ask back of the leases with most to spare, until `missing` comes back. What is on its way counts, and is asked again
-/// together with more.
+/// together with more; what has been on its way for too long does not.
 pub(super) fn recalls(
     book: &Book,
     asker: Incarnation,
     live: impl Fn(&Incarnation) -> bool,
     missing: i128,
+    now: UnixMillis,
 ) -> Vec<(Incarnation, i64)> {
     let mut rest = missing;
     let mut spare = Vec::new();
-    for (incarnation, lease) in others(book, asker, live) {
+    for (incarnation, lease) in others(book, asker, live).filter(|(_, lease)| stranded(lease, now) == 0) {
         rest -= i128::from(lease.recalled());
         spare.push((lease.idle() - lease.recalled(), *incarnation, lease.recalled()));
     }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use tollway_shared::budget::terms::{Mode, Terms};
-use tollway_shared::ids::{BudgetId, Incarnation};
+use tollway_shared::ids::{BudgetId, Incarnation, NodeId};
+use tollway_shared::lease::grantor::Books;
 use tollway_shared::lease::hold::{Amounts, Claim, Level, Short, hold};
 use tollway_shared::lease::holder::Holder;
-use tollway_shared::lease::message::{Answer, Epoch, Grant, Verdict, Want};
+use tollway_shared::lease::message::{Answer, Ask, Effect, Epoch, Grant, Verdict, Want};
 use tollway_shared::lease::slice::Reach;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::UnixMillis;
+use tollway_shared::window::Span;
 
 const LIFE: Incarnation = Incarnation(1);
 const NOW: UnixMillis = UnixMillis(1_000_000);
@@ -167,4 +169,54 @@ fn a_level_that_is_spent_ends_the_asking_for_those_above_it() {
     let levels = [("org", Mode::Hard), ("key", Mode::Hard)];
     let found = becomes(&holder, &levels, &claim(9, 9), NOW);
     assert!(matches!(found, Err(Short::Spent { level: 1, .. })), "{found:?}");
+}
+
+#[test]
+fn who_does_not_answer_a_recall_does_not_keep_others_from_being_asked() {
+    let mut books = Books::default();
+    let span = Span {
+        start: UnixMillis(0),
+        end: None,
+    };
+    drop(books.put(&budget("b"), &Terms::money(NanoUsd(1_000)), span, 0, NOW));
+    let lives = [1, 2, 3].map(Incarnation);
+    for (life, node) in lives.iter().zip(["n1", "n2", "n3"]) {
+        assert!(books.enlist(*life, &NodeId::trusted(node), NOW));
+    }
+    let mut asks = |life: Incarnation, least: i64, now: UnixMillis| {
+        let want = Want {
+            budget: budget("b"),
+            epoch: Epoch(1),
+            seen: 0,
+            room: 0,
+            amount: least,
+            least,
+            urgent: true,
+            burn: 0,
+        };
+        let ask = Ask {
+            incarnation: life,
+            serial: 1,
+            wants: vec![want],
+        };
+        let (answer, effects) = books.grant(&ask, now);
+        let recalled = effects.into_iter().filter_map(|effect| match effect {
+            Effect::Recall(recall) => Some((recall.incarnation, recall.amount)),
+            Effect::Crossed { .. } | Effect::LowBalance { .. } => None,
+        });
+        (answer.verdict, recalled.collect::<Vec<_>>())
+    };
+    let granted = (Verdict::Granted, Vec::new());
+    assert_eq!(asks(lives[0], 600, NOW), granted);
+    assert_eq!(asks(lives[1], 400, NOW), granted);
+    let recalling = Verdict::Recalling(budget("b"));
+    assert_eq!(
+        asks(lives[2], 100, NOW),
+        (recalling.clone(), vec![(lives[0], 100)])
+    );
+    // It is cut off: after a while the other one is asked.
+    assert_eq!(
+        asks(lives[2], 100, NOW.plus_ms(5_000)),
+        (recalling, vec![(lives[1], 100)])
+    );
 }
