@@ -3,6 +3,7 @@
 //! Text is measured in bytes here. How many tokens these are is learned of each endpoint ([`crate::ratios`]).
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 use std::borrow::Cow;
 use tollway_shared::tokens::TokenCounts;
 
@@ -32,8 +33,10 @@ pub struct Measure {
     pub text_bytes: u64,
     /// Images and files.
     pub attachments: u64,
-    /// What they take of the body.
-    pub attachment_bytes: u64,
+    /// What images take of the body.
+    pub image_bytes: u64,
+    /// Whether there is something whose tokens neither its bytes nor a flat amount bound: a file, sound, or what is not known.
+    pub has_files: bool,
 }
 
 impl Measure {
@@ -41,7 +44,8 @@ impl Measure {
     pub fn add(&mut self, other: Self) {
         self.text_bytes += other.text_bytes;
         self.attachments += other.attachments;
-        self.attachment_bytes += other.attachment_bytes;
+        self.image_bytes += other.image_bytes;
+        self.has_files |= other.has_files;
     }
 }
 
@@ -71,12 +75,12 @@ impl Prompt {
         TOKENS_PER_ATTACHMENT * self.measure.attachments
     }
 
-    /// The most that it can be: a token is at least one byte of what is sent.
+    /// The most that it can be, unless it [has files](Measure::has_files): a token is at least one byte of what is sent.
     ///
     /// - `body_bytes`: of the whole request, tools and schemas included.
     pub fn tokens_max(&self, body_bytes: u64) -> u64 {
         let measure = &self.measure;
-        body_bytes.saturating_sub(measure.attachment_bytes)
+        body_bytes.saturating_sub(measure.image_bytes)
             + TOKENS_PER_ATTACHMENT_MAX * measure.attachments
             + TOKENS_PER_MESSAGE_MAX * self.messages as u64
             + TOKENS_ADDED_MAX
@@ -91,16 +95,23 @@ pub fn content(json: &str) -> Measure {
             ..Measure::default()
         };
     }
-    let parts: Vec<Part<'_>> = serde_json::from_str(json).unwrap_or_default();
     let mut measure = Measure::default();
-    for part in parts {
-        match part.text {
-            Some(text) => measure.text_bytes += text.len() as u64,
-            None => measure.attachments += 1,
+    let Ok(parts) = serde_json::from_str::<Option<Vec<Part<'_>>>>(json) else {
+        measure.has_files = true;
+        return measure;
+    };
+    for part in parts.into_iter().flatten() {
+        let texts = [part.text, part.refusal];
+        measure.text_bytes += texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
+        if let Some(image) = part.image_url {
+            measure.attachments += 1;
+            measure.image_bytes += image.get().len() as u64;
         }
-    }
-    if measure.attachments > 0 {
-        measure.attachment_bytes = (json.len() as u64).saturating_sub(measure.text_bytes);
+        let kind = part.kind.as_deref();
+        if !matches!(kind, None | Some("text" | "refusal" | "image_url")) {
+            measure.attachments += 1;
+            measure.has_files = true;
+        }
     }
     measure
 }
@@ -159,8 +170,14 @@ pub fn counts(size: &Size, reply_bytes: u64) -> TokenCounts {
 
 #[derive(Deserialize)]
 struct Part<'a> {
+    #[serde(borrow, default, rename = "type")]
+    kind: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     text: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    refusal: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    image_url: Option<&'a RawValue>,
 }
 
 /// Bytes of a text in JSON, its closing quote included in `text`. An escape stands for one byte, `\\uXXXX` for two.
@@ -247,8 +264,36 @@ mod tests {
         assert_eq!(prompt.tokens_max(100), 100 + 8 + 512);
         let image = r#"[{"type":"text","text":"1234"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}]"#;
         prompt.add(content(image));
-        let body = 100 + image.len() as u64;
-        assert_eq!(prompt.tokens_max(body), 100 + 4 + 2 * 8 + 512 + 10_000);
+        let url = r#"{"url":"data:image/png;base64,AAAA"}"#;
+        let (body, besides) = (100 + image.len() as u64, image.len() - url.len());
+        let flat = 2 * 8 + 512 + 10_000;
+        assert_eq!(prompt.tokens_max(body), 100 + besides as u64 + flat);
+        assert!(!prompt.measure.has_files);
+    }
+
+    #[test]
+    fn of_files_nobody_knows_how_many_tokens_they_are_and_a_refusal_is_text() {
+        for (json, has_files) in [
+            (r#"[{"type":"refusal","refusal":"12345678"}]"#, false),
+            (r#"[{"type":"file","file":{"file_id":"f-1"}}]"#, true),
+            (
+                r#"[{"type":"file","text":"","image_url":{"url":"data:,"},"file":{"file_data":"AAAA"}}]"#,
+                true,
+            ),
+            (
+                r#"[{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}]"#,
+                true,
+            ),
+            (r#"{"type":"file"}"#, true),
+            ("[7]", true),
+            ("null", false),
+        ] {
+            assert_eq!(content(json).has_files, has_files, "{json}");
+        }
+        assert_eq!(
+            content(r#"[{"type":"refusal","refusal":"12345678"}]"#).text_bytes,
+            8
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tollway_shared::bill::BPS_MIN;
 use tollway_shared::budget::terms::{Mode, Terms};
 use tollway_shared::budget::{BudgetScope, BudgetView};
 use tollway_shared::catalog::Turn;
+use tollway_shared::credit;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
 use tollway_shared::lease::hold::{self, Amounts, Hold, Level, Short};
@@ -123,8 +124,9 @@ pub async fn worst_case(
                 } else {
                     share(&bounds, &most)
                 };
-                if let Some(cap) = cap.filter(|cap| bounds.cap.is_none_or(|now| *cap < now)) {
-                    bounds.cap = Some(cap);
+                if let Some(cap) = cap {
+                    // One that is no lower fits by now: another request has given something back in the meantime.
+                    bounds.cap = Some(bounds.cap.map_or(cap, |now| now.min(cap)));
                     continue;
                 }
                 let clamps = |budget: &&Budget<'_>| budget.terms.mode == Mode::Clamp;
@@ -141,10 +143,13 @@ pub async fn worst_case(
             }
         };
         let (budget, fault) = spent.ok_or(Fault::Internal)?;
-        // A model with a budget of its own leaves the others to be tried.
+        // A model with a budget of its own leaves the others to be tried, and credit those that are free.
         let only = budget.view.budget.model.as_ref();
-        let other =
-            |candidate: &Candidate| only.is_some_and(|model| !model.includes(&candidate.endpoint.model));
+        let is_credit = credit::is_credit(&budget.view.budget.id);
+        let other = |candidate: &Candidate| {
+            let model = &candidate.endpoint.model;
+            only.is_some_and(|only| !only.includes(model)) || (is_credit && model.is_free())
+        };
         if !plan.attempts.iter().any(other) {
             return Err(fault);
         }
@@ -227,23 +232,40 @@ fn terms(terms: &Terms, capped: bool) -> Cow<'_, Terms> {
 }
 
 fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bounds {
+    let prompt_tokens = prompt_tokens_max(snapshot, plan, ask);
     let rates = plan.attempts.iter().map(|candidate| {
         let most = output_tokens_max(snapshot, candidate);
         Rates::of(
             &candidate.price.prices,
             Most {
-                prompt_tokens: ask.prompt_tokens_max,
+                prompt_tokens,
                 output_tokens: most.map_or(u64::from(u32::MAX), u64::from),
             },
         )
         .billed(owed_bps(snapshot, caller, candidate))
     });
     Bounds {
-        prompt_tokens: ask.prompt_tokens_max,
+        prompt_tokens,
         answers: u64::from(ask.answers),
         cap: ask.output_tokens_max.map(u64::from),
         rates: rates.collect(),
     }
+}
+
+/// The most tokens of the prompt. Of a file nobody knows more than what the largest of the models takes in.
+fn prompt_tokens_max(snapshot: &Snapshot, plan: &Plan, ask: &Ask) -> u64 {
+    if !ask.prompt.measure.has_files {
+        return ask.prompt_tokens_max;
+    }
+    let context = |candidate: &Candidate| {
+        let model = snapshot.models.get(&candidate.endpoint.model);
+        u64::from(model.map_or(u32::MAX, |model| model.context_tokens))
+    };
+    plan.attempts
+        .iter()
+        .map(context)
+        .max()
+        .unwrap_or(ask.prompt_tokens_max)
 }
 
 /// The most completion tokens of one answer to a caller without a cap, as far as anybody knows.

@@ -32,7 +32,9 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
             None => model.extend_from_slice(ASK_FOR_USAGE.as_bytes()),
         }
     }
-    if let Some(cap) = ask.clamped {
+    // Where a caller sends both names, one value goes under both: which of them a server reads is not known.
+    let two_names = || ask.output_tokens_max.filter(|_| ask.caps_at.len() > 1);
+    if let Some(cap) = ask.clamped.or_else(two_names) {
         for range in &ask.caps_at {
             edits.push(Edit {
                 range: range.clone(),
@@ -198,5 +200,16 @@ mod tests {
             let sent = encoded_at(url, &body.replace("REST", REST), true, Some(7));
             assert_eq!(sent, expected.replace("REST", REST));
         }
+    }
+
+    #[test]
+    fn two_caps_of_a_caller_become_one() {
+        let body =
+            r#"{"model":"a/b","messages":[{"role":"user"}],"max_tokens":100000,"max_completion_tokens":1}"#;
+        let sent = encoded_at("http://10.0.0.1:8000", body, true, None);
+        assert_eq!(
+            sent,
+            r#"{"model":"b-\"1","messages":[{"role":"user"}],"max_tokens":1,"max_completion_tokens":1}"#
+        );
     }
 }
