@@ -13,7 +13,8 @@ use std::rc::Rc;
 use std::task::{Context as Poller, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use futures::FutureExt;
+use tokio::time::{Instant, timeout, timeout_at};
 use tollway_shared::catalog::{OnDisconnect, on_disconnect};
 
 use crate::api::reply::Reply;
@@ -22,10 +23,14 @@ use crate::routing::Candidate;
 
 /// How long an answer that nobody waits for is read on at most.
 const READ_ON_MAX: Duration = Duration::from_secs(600);
-/// How many turns without anything new say that all of what has come was read. Between two of them the runtime looks at its sockets once,
-/// and the connection hands over what they have.
+/// How long without anything new says that all of what had been sent was read: some of it is still on its way when the caller leaves.
+pub(super) const CAME_QUIET: Duration = Duration::from_millis(20);
+/// How many turns without anything new follow. Between two of them the runtime looks at its sockets once, and the connection hands over
+/// what they have: a thread that was late would else take its own lateness for silence.
 pub(super) const CAME_TURNS: usize = 6;
-/// How long what has come is read at most: a provider that writes faster than it is read never leaves a turn without anything new.
+/// How many more events are read after [`CAME_MAX`].
+pub(super) const CAME_LATE_MAX: usize = 256;
+/// How long what has come is read at most: a provider may write faster than that.
 pub(super) const CAME_MAX: Duration = Duration::from_millis(50);
 
 /// What is to be known of a request whose caller may leave.
@@ -176,19 +181,14 @@ impl<F: Future<Output = Reply> + 'static> Drop for Outliving<F> {
 }
 
 /// The answer, if what has come already makes it.
-async fn what_came<F: Future<Output = Reply>>(answer: Pin<Box<F>>) -> Option<Reply> {
-    // In a task of its own, so that it is not hurried by whatever wakes the answer.
-    let turns = tokio::task::spawn_local(came());
-    tokio::select! {
-        biased;
-        reply = answer => Some(reply),
-        _over = turns => None,
-    }
-}
-
-/// Returns when what had come to the sockets has been handed over.
-async fn came() {
+async fn what_came<F: Future<Output = Reply>>(mut answer: Pin<Box<F>>) -> Option<Reply> {
+    let mut reply = timeout(CAME_QUIET, answer.as_mut()).await.ok();
     for _ in 0..CAME_TURNS {
+        if reply.is_some() {
+            break;
+        }
         tokio::task::yield_now().await;
+        reply = answer.as_mut().now_or_never();
     }
+    reply
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, timeout, timeout_at};
 use tollway_proto::usage::EndState;
 use tollway_shared::fault::Fault;
 
-use super::abandon::{CAME_MAX, CAME_TURNS, Rest};
+use super::abandon::{CAME_LATE_MAX, CAME_MAX, CAME_QUIET, CAME_TURNS, Rest};
 use super::opening::{Begun, Opened};
 use crate::api::reply::{self, Reply};
 use crate::dialects::slices::Slices;
@@ -335,16 +335,17 @@ impl Relay {
     /// so turns count only while nothing comes of them.
     async fn read_what_came(&mut self) {
         let until = Instant::now() + CAME_MAX;
-        let mut quiet = 0;
-        while !self.ended && quiet < CAME_TURNS && Instant::now() < until {
-            let heard = self.heard;
-            poll_fn(|cx| {
-                while let Poll::Ready(Some(_)) = self.poll(cx) {}
-                Poll::Ready(())
-            })
-            .await;
-            quiet = if self.heard == heard { quiet + 1 } else { 0 };
-            yield_now().await;
+        let (mut turns, mut late) = (0, 0);
+        while !self.ended && turns < CAME_TURNS && late < CAME_LATE_MAX {
+            let quiet = if turns == 0 { CAME_QUIET } else { Duration::ZERO };
+            let news = timeout_at((Instant::now() + quiet).min(until), poll_fn(|cx| self.poll(cx)));
+            if news.await.is_ok() {
+                turns = 0;
+                late += usize::from(Instant::now() >= until);
+            } else {
+                turns += 1;
+                yield_now().await;
+            }
         }
     }
 
