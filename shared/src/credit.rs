@@ -140,13 +140,21 @@ pub enum CreditMove {
         /// How much is added; taken away when negative.
         amount: NanoUsd,
     },
+    /// The payment system has given money back, or lost it to a chargeback: a fact, whatever is left of the credit.
+    TakenBack {
+        /// How much, without the fee.
+        amount: NanoUsd,
+    },
 }
 
 impl CreditMove {
     /// How much credit it is about.
     pub fn amount(&self) -> NanoUsd {
         match self {
-            Self::TopUp { amount, .. } | Self::Refund { amount } | Self::Adjustment { amount } => *amount,
+            Self::TopUp { amount, .. }
+            | Self::Refund { amount }
+            | Self::Adjustment { amount }
+            | Self::TakenBack { amount } => *amount,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What payment systems tell: signed as Standard Webhooks say, believed by the secrets in the replicated state, booked once.
 //!
-//! A message may come as often as its sender likes: its payment's reference, or else its own id, moves money once.
+//! A message may come as often as its sender likes: the reference of what was paid, or of what was given back, or else the message's own
+//! id, moves money once. What was given back is a fact: it is booked also when the credit is spent, and the organization owes it.
 
 use std::sync::Arc;
 
@@ -74,18 +75,24 @@ async fn take_payment(
     let payment: Payment = parse_body(&data)?;
     let amount = payment.amount.0;
     let made = if is_refund {
-        CreditMove::Refund { amount }
+        CreditMove::TakenBack { amount }
     } else {
         let method = payment.method.map_or(PayMethod::Card, PayMethod::from);
         CreditMove::TopUp { method, amount }
     };
-    // What is paid and what is given back may have one reference at their sender.
-    let reference = match payment.reference {
-        Some(reference) if is_refund => format!("refund:{reference}"),
-        Some(reference) => reference,
-        None => format!("webhook:{id}"),
+    for (field, text) in [("reference", &payment.reference), ("refund", &payment.refund)] {
+        within(field, text.as_deref().unwrap_or("-"), 1, REFERENCE_BYTES_MAX)?;
+    }
+    within("webhook-id", &id, 1, REFERENCE_BYTES_MAX)?;
+    // A payment may be given back in parts, so its own reference does not tell one refund from the next.
+    let (reference, reason) = match (payment.reference, payment.refund) {
+        (paid, refund) if is_refund => (
+            refund.map_or_else(|| format!("webhook:{id}"), |refund| format!("refund:{refund}")),
+            paid.map_or_else(String::new, |paid| format!("payment {paid}")),
+        ),
+        (Some(reference), _) => (reference, String::new()),
+        (None, _) => (format!("webhook:{id}"), String::new()),
     };
-    within("reference", &reference, 1, REFERENCE_BYTES_MAX + "refund:".len())?;
     let head = Head {
         actor: ACTOR.to_owned(),
         if_revision: None,
@@ -95,7 +102,7 @@ async fn take_payment(
         organization: payment.organization.0,
         made,
         reference: reference.clone(),
-        reason: String::new(),
+        reason,
     });
     let receipt = api.write(head, command).await?;
     let state = api.after(&receipt).await;

@@ -79,7 +79,7 @@ fn movement(organization: &OrganizationId, transfer: &Transfer) -> Option<Moveme
             ..
         } => MovementKind::Grant,
         CreditMove::TopUp { .. } => MovementKind::TopUp,
-        CreditMove::Refund { .. } => MovementKind::Refund,
+        CreditMove::Refund { .. } | CreditMove::TakenBack { .. } => MovementKind::Refund,
         CreditMove::Adjustment { .. } => MovementKind::Adjustment,
     };
     Some(Movement {

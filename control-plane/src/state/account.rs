@@ -185,7 +185,10 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
         );
         return Err(refuse(RefusalCode::Conflict, "reference", detail));
     }
-    if !state.organizations.contains_key(id) {
+    // What a payment system tells has happened, also to an organization that was removed since.
+    let is_fact = matches!(order.made, CreditMove::TakenBack { .. });
+    let there = state.organizations.contains_key(id) || (is_fact && state.accounts.contains_key(id));
+    if !there {
         return Err(not_found("organization", id));
     }
     let amount = order.made.amount();
@@ -275,7 +278,7 @@ fn legs(state: &State, made: &CreditMove) -> Result<Vec<Leg>, Refusal> {
             legs.extend((fee != NanoUsd::ZERO).then_some((RevenueFee, fee)));
             legs
         }
-        CreditMove::Refund { amount } => vec![(Available, minus(*amount)), (Refunds, *amount)],
+        CreditMove::Refund { amount } | CreditMove::TakenBack { amount } => vec![(Available, minus(*amount)), (Refunds, *amount)],
         CreditMove::Adjustment { amount } => vec![(Available, *amount), (Adjustments, minus(*amount))],
     })
 }

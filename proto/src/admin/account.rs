@@ -419,9 +419,13 @@ pub struct Payment {
     /// How it was paid; default: `card`.
     #[serde(default)]
     pub method: Option<PayMethod>,
-    /// The payment's own id: the same one again moves nothing. Default: the message's id.
+    /// The payment's own id: the same payment again moves nothing. Default: the message's id.
     #[serde(default)]
     pub reference: Option<String>,
+    /// Of what was given back, its own id: the same one again moves nothing. Default: the message's id, as one payment may be given
+    /// back in parts.
+    #[serde(default)]
+    pub refund: Option<String>,
 }
 
 /// What came of a payment's message.

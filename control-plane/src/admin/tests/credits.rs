@@ -61,6 +61,9 @@ async fn a_payment_is_booked_once_however_often_its_signed_message_comes() {
         world.send(signed(&SECRET, "msg_6", now, &back)).await.ok()["transfer"],
         "o/2"
     );
+    let long = json!({"type": "payment.refunded", "data": {"organization": "o", "amount": "0.000000001", "refund": "r".repeat(201)}});
+    let refused = world.send(signed(&SECRET, "msg_8", now, &long)).await;
+    assert_eq!(refused.refused(422, "invalid")["field"], "refund");
     let other = json!({"type": "customer.created", "data": {}});
     assert_eq!(
         world.send(signed(&SECRET, "msg_7", now, &other)).await.ok()["transfer"],
@@ -73,6 +76,51 @@ async fn a_payment_is_booked_once_however_often_its_signed_message_comes() {
     );
     let audit = world.get("audit?action=payments.put_secrets").await;
     assert!(!audit.to_string().contains(&secret) && !audit.to_string().contains("ciphertext"));
+}
+
+#[tokio::test]
+async fn a_payment_given_back_in_parts_is_booked_once_per_part_also_below_zero() {
+    let world = World::filled().await;
+    let now = clock::now().0 / 1_000;
+    let secret = format!("whsec_{}", STANDARD.encode(SECRET));
+    let put = world.call("PUT", "webhooks/payments", Some(json!({"secrets": [secret]})));
+    put.await.ok();
+    let prepaid = json!({"mode": "prepaid"});
+    world
+        .call("PUT", "organizations/o/billing", Some(prepaid))
+        .await
+        .ok();
+    world
+        .send(signed(&SECRET, "msg_1", now, &paid("20", "pi_1")))
+        .await
+        .ok();
+    let back = |amount: &str, refund: Value| json!({"type": "payment.refunded", "data": {"organization": "o", "amount": amount, "reference": "pi_1", "refund": refund}});
+    let longest = "m".repeat(200);
+    for (id, event, transfer) in [
+        ("msg_2", back("4", json!("re_1")), "o/2"),
+        ("msg_3", back("4", json!("re_1")), "o/2"),
+        ("msg_4", back("4", json!("re_2")), "o/3"),
+        (longest.as_str(), back("5", Value::Null), "o/4"),
+        (longest.as_str(), back("5", Value::Null), "o/4"),
+        ("msg_5", back("10", Value::Null), "o/5"), // more than is left: the money is gone all the same
+    ] {
+        let taken = world.send(signed(&SECRET, id, now, &event)).await.ok();
+        assert_eq!(taken["transfer"], transfer, "{id}");
+    }
+    let account = world.get("organizations/o/account").await;
+    assert_eq!(account["available"], "-3");
+    assert_eq!(world.get("budgets/credit.o").await["limit"], "0");
+    let transfers = world.get("organizations/o/transfers").await;
+    let last = &transfers["data"][4];
+    assert_eq!(
+        (&last["kind"], &last["reason"]),
+        (&json!("refund"), &json!("payment pi_1"))
+    );
+    let by_hand = json!({"amount": "1", "reference": "by-hand"});
+    world
+        .call("POST", "organizations/o/refunds", Some(by_hand))
+        .await
+        .refused(409, "conflict");
 }
 
 #[tokio::test]
