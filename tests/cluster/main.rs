@@ -7,6 +7,7 @@ mod books;
 mod budget;
 mod chaos;
 mod cold_start;
+mod full_disk;
 mod partition;
 mod propagation;
 mod spend;

@@ -55,15 +55,17 @@ impl World {
             cluster.add_provider(name, dialect, &provider).await?;
             providers.insert(name.to_owned(), provider);
         }
-        let price = |name: &str| PRICES.iter().find(|(n, _)| *n == name).expect("listed").1;
         cluster
             .add_model(
                 FAST,
-                &[("a", "tw-small", 0, price("a")), ("b", "tw-small", 1, price("b"))],
+                &[
+                    ("a", "tw-small", 0, prices_text("a")),
+                    ("b", "tw-small", 1, prices_text("b")),
+                ],
             )
             .await?;
         cluster
-            .add_model(LONG, &[("c", "tw-large", 0, price("c"))])
+            .add_model(LONG, &[("c", "tw-large", 0, prices_text("c"))])
             .await?;
         let keys = vec![
             cluster.add_tenant("first").await?,
@@ -321,12 +323,15 @@ pub(crate) fn listed(event: &UsageEvent) -> Prices {
 
 /// What a provider of this world charges.
 pub(crate) fn prices_of(provider: &str) -> Prices {
-    let (_, [input, output]) = PRICES
-        .iter()
-        .find(|(name, _)| *name == provider)
-        .expect("one of our providers");
+    let [input, output] = prices_text(provider);
     Prices::flat(
         Price::parse(input).expect("a price"),
         Price::parse(output).expect("a price"),
     )
+}
+
+/// The same as the admin API takes it.
+pub(crate) fn prices_text(provider: &str) -> [&'static str; 2] {
+    let listed = PRICES.iter().find(|(name, _)| *name == provider);
+    listed.expect("one of our providers").1
 }

@@ -9,8 +9,10 @@ pub mod events;
 pub mod kafka;
 mod member;
 pub mod network;
+pub mod own;
 pub mod postgres;
 pub mod process;
+pub mod small_disk;
 pub mod traffic;
 pub mod wait;
 

@@ -70,6 +70,12 @@ impl Member {
         .await;
     }
 
+    /// What its operator is answered: status and text.
+    pub async fn check(&self, http: &reqwest::Client, path: &str) -> Result<(u16, String)> {
+        let response = http.get(format!("{}{path}", self.ops_url)).send().await?;
+        Ok((response.status().as_u16(), response.text().await?))
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         let read =
@@ -79,12 +85,7 @@ impl Member {
 
     /// One metric's value, summed over its labels.
     pub async fn metric(&self, http: &reqwest::Client, name: &str) -> Result<f64> {
-        let text = http
-            .get(format!("{}/metrics", self.ops_url))
-            .send()
-            .await?
-            .text()
-            .await?;
+        let (_, text) = self.check(http, "/metrics").await?;
         let lines = text.lines().filter(|line| {
             line.strip_prefix(name)
                 .is_some_and(|rest| rest.starts_with('{') || rest.starts_with(' '))

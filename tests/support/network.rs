@@ -1,21 +1,18 @@
 //! A network of its own for one test: every process in a network namespace, and ways that can be cut while both ends run.
 //!
-//! The test runs itself again under `unshare`, as root or with a user namespace of its own, so nothing of the machine changes and
-//! all of it is gone with the process. In there the test, its providers and Kafka are at the [`HUB`]; every member has a
+//! The test runs itself again in namespaces of its own ([`crate::own`]). In there the test, its providers and Kafka are at the [`HUB`]; every member has a
 //! namespace with one link to it, and the hub forwards what members send each other. A cut is a rule by which the hub drops
 //! that without a word, as a broken cable does: connections stay open and nothing comes.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::own;
 use crate::process::Launch;
 
-/// Set in the run that has namespaces of its own.
-const INSIDE: &str = "TOLLWAY_INSIDE_NETWORK";
 /// Where members find the providers and Kafka.
 pub const HUB: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// Members that one network takes.
@@ -57,37 +54,20 @@ pub struct Network {
 }
 
 impl Network {
-    /// Runs the test of this name again in namespaces of its own, and fails as it fails; `None` once it has passed there. In that
-    /// run itself: the network. Blocks for as long as the test takes.
-    ///
-    /// Errors: the machine does not let us make namespaces, and why.
+    /// Runs the test of this name again in namespaces of its own ([`own::enter`]); `None` once it has passed there. In that run itself:
+    /// the network.
     pub fn enter(test: &str) -> Result<Option<Self>> {
-        if std::env::var_os(INSIDE).is_some() {
-            return Self::build().map(Some).context(
-                "no network of its own for this test: it needs iproute2, and root or unprivileged user namespaces",
-            );
+        if !own::enter(test, &["--net"])? {
+            return Ok(None);
         }
-        let mut command = Command::new("unshare");
-        if !is_root()? {
-            command.args(["--user", "--map-root-user"]);
-        }
-        let status = command
-            .args(["--net", "--mount", "--propagation", "private"])
-            .arg(std::env::current_exe()?)
-            .args([test, "--exact", "--nocapture"])
-            .env(INSIDE, "1")
-            .status()
-            .context("`unshare` of util-linux cannot be run")?;
-        ensure!(
-            status.success(),
-            "in a network of its own the test failed: {status}"
-        );
-        Ok(None)
+        Self::build()
+            .map(Some)
+            .context("no network of its own for this test: it needs iproute2")
     }
 
     fn build() -> Result<Self> {
         // Names of namespaces are files below /run: ours are seen by nobody else.
-        run("mount", &["-t", "tmpfs", "none", "/run"])?;
+        own::run("mount", &["-t", "tmpfs", "none", "/run"])?;
         ip("link set lo up")?;
         ip(&format!("addr add {HUB}/32 dev lo"))?;
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
@@ -138,27 +118,7 @@ fn rules(verb: &str, one: &Place, other: &Place) -> Result<()> {
     Ok(())
 }
 
-fn is_root() -> Result<bool> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    Ok(ids.is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0")))
-}
-
 fn ip(line: &str) -> Result<()> {
     let arguments: Vec<&str> = line.split(' ').collect();
-    run("ip", &arguments)
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .with_context(|| format!("`{program}` cannot be run"))?;
-    ensure!(
-        output.status.success(),
-        "{program} {}: {}",
-        arguments.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
+    own::run("ip", &arguments)
 }

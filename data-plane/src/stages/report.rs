@@ -112,7 +112,8 @@ impl Record {
                 Some(holding) => self.plane.writer.intent_holding(&event, &holding.held),
             };
             written.map_err(|fault| {
-                tracing::warn!(%fault, "a request was shed because its usage could not be recorded");
+                // One line a request: that this node sheds, and why, is said once by the spool.
+                tracing::debug!(%fault, "a request was shed because its usage could not be recorded");
                 Fault::BillingUnavailable
             })?;
             self.plane

@@ -119,7 +119,7 @@ pub struct Settings {
     pub brokers: String,
     /// Folder of the embedded usage log; required with `sink = "file"`.
     pub dir: Option<PathBuf>,
-    /// Bytes that the spool may take before paid traffic is shed.
+    /// Bytes that the spool may take before requests are shed.
     pub spool_bytes_max: u64,
     /// Settings passed through to librdkafka: TLS, SASL, ….
     pub kafka: KafkaSettings,
@@ -209,13 +209,21 @@ pub fn start(settings: &Settings, spool: &Path, writers: usize) -> Result<Usage,
     let count = writers.max(1);
     // A segment goes only as a whole: many small ones make room bit by bit.
     let segment_bytes = (settings.spool_bytes_max / (16 * count as u64)).min(SEGMENT_BYTES_MAX);
-    let lanes = (0..count)
-        .map(|_| {
-            let id = WriterId(u128::from_le_bytes(random()?));
-            Lane::create(spool, id, settings.partitions, segment_bytes, space.clone()).map(Arc::new)
-        })
-        .collect::<io::Result<Vec<_>>>()
-        .map_err(disk)?;
+    let lane = || {
+        let id = WriterId(u128::from_le_bytes(random()?));
+        Lane::create(spool, id, settings.partitions, segment_bytes, space.clone()).map(Arc::new)
+    };
+    let lanes = || (0..count).map(|_| lane()).collect::<io::Result<Vec<_>>>();
+    let made = lanes().or_else(|fault| {
+        if fault.kind() != io::ErrorKind::StorageFull {
+            return Err(fault);
+        }
+        // A node must come up on a full disk: what earlier lives left there is delivered by it, and by nobody else.
+        space.disk_refused();
+        space.free_reserve();
+        lanes()
+    });
+    let lanes = made.map_err(disk)?;
 
     let (totals, stop) = (Arc::new(ShipTotals::default()), Arc::new(Stop::default()));
     let mut shipper = Shipper::new(open, totals.clone());

@@ -8,10 +8,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::spool::remove_if_there;
+
 /// Set aside per running request. An outcome is about 2 KB; attempts and labels are bounded.
 pub(super) const OUTCOME_BYTES: u64 = 4096;
 /// Largest reserve file.
 const RESERVE_BYTES_MAX: u64 = 32 << 20;
+/// Room that a disk must have beside the reserve before paid traffic may go on: for some hundred requests, so that a disk which is full to
+/// the brim does not make the answer flicker.
+const ROOM_BYTES_MAX: u64 = 256 << 10;
+/// How large a part of the reserve that is at most.
+const ROOM_PART: u64 = 4;
 
 /// Whether paid traffic may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +58,7 @@ pub(super) struct Space {
 }
 
 impl Space {
-    /// Sets the reserve file up; a disk without room for it sheds from the start.
+    /// Sets the reserve file up; a disk without room for it, or for nothing beside it, sheds from the start.
     ///
     /// - `cap`: bytes that the spool may hold.
     pub(super) fn create(spool: &Path, cap: u64) -> Self {
@@ -62,8 +69,8 @@ impl Space {
             full: AtomicBool::new(false),
             disk: AtomicBool::new(false),
         };
-        if let Err(fault) = space.fill_reserve() {
-            tracing::error!(error = %fault, "no room on the disk for the reserve of the usage spool");
+        if let Err(fault) = space.find_room() {
+            tracing::error!(error = %fault, "no room on the disk for the usage spool and its reserve");
             space.disk_refused();
         }
         space
@@ -120,9 +127,9 @@ impl Space {
         }
     }
 
-    /// Opens again once the disk takes a whole reserve. Called about once a second while the disk is full.
+    /// Opens again once the disk takes a whole reserve and something beside it. Called about once a second while the disk is full.
     pub(super) fn probe_disk(&self) {
-        if self.disk.load(Ordering::Relaxed) && self.fill_reserve().is_ok() {
+        if self.disk.load(Ordering::Relaxed) && self.find_room().is_ok() {
             self.disk.store(false, Ordering::Relaxed);
             tracing::info!("the disk takes usage records again");
         }
@@ -132,24 +139,34 @@ impl Space {
         if std::fs::metadata(&self.reserve).is_ok_and(|file| file.len() == self.reserve_bytes) {
             return Ok(());
         }
-        let filled = self.write_reserve();
+        let filled = take_room(&self.reserve, self.reserve_bytes);
         if filled.is_err() {
             let _ = std::fs::remove_file(&self.reserve); // half a reserve would only take the room that outcomes need
         }
         filled
     }
 
-    fn write_reserve(&self) -> io::Result<()> {
-        let mut file = File::create(&self.reserve)?;
-        let block = [0x5a_u8; 64 * 1024]; // not zeros: a file system may store those as nothing
-        let mut left = self.reserve_bytes;
-        while left > 0 {
-            let part = usize::try_from(left).unwrap_or(block.len()).min(block.len());
-            file.write_all(&block[..part])?;
-            left -= part as u64;
-        }
-        file.sync_all()
+    /// Fills the reserve, and tries whether the disk has room beside it. Then it is left free.
+    fn find_room(&self) -> io::Result<()> {
+        self.fill_reserve()?;
+        let probe = self.reserve.with_extension("probe");
+        let found = take_room(&probe, (self.reserve_bytes / ROOM_PART).min(ROOM_BYTES_MAX));
+        remove_if_there(&probe)?;
+        found
     }
+}
+
+/// Makes a file of so many bytes that really are on the disk.
+fn take_room(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    let block = [0x5a_u8; 64 * 1024]; // not zeros: a file system may store those as nothing
+    let mut left = bytes;
+    while left > 0 {
+        let part = usize::try_from(left).unwrap_or(block.len()).min(block.len());
+        file.write_all(&block[..part])?;
+        left -= part as u64;
+    }
+    file.sync_all()
 }
 
 #[cfg(test)]

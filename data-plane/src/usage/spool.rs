@@ -27,7 +27,7 @@ use tollway_shared::tokens::TokenCounts;
 use super::extent::Extent;
 use super::repair::{Place, Repair};
 use super::segment::{self, Position};
-use super::space::Space;
+use super::space::{Space, SpoolState};
 use super::unsynced::{Unsynced, Written};
 
 /// Outcomes kept in memory while the disk takes nothing at all. Past it an outcome is given up and its intent, which is on
@@ -74,6 +74,8 @@ pub(super) struct Lane {
 struct Inner {
     file: File,
     at: Position,
+    /// Where the segment's first record begins.
+    first: u64,
     /// A write or an fsync of the file has failed: nothing may follow in it.
     closed: bool,
     /// The last try to make another file has failed.
@@ -122,6 +124,7 @@ impl Lane {
             inner: Mutex::new(Inner {
                 file,
                 at,
+                first: at.offset,
                 closed: false,
                 cramped: false,
                 unsynced: Unsynced::default(),
@@ -168,8 +171,10 @@ impl Writer {
 
     fn note(&self, record: SpoolRecordRef<'_>) -> Result<(), SpoolFault> {
         let lane = &*self.0;
-        if lane.space.sheds() {
-            return Err(SpoolFault::Full);
+        match lane.space.state() {
+            SpoolState::Open => {}
+            SpoolState::Full => return Err(SpoolFault::Full),
+            SpoolState::Disk => return Err(SpoolFault::Disk),
         }
         if lane.suspect.load(Ordering::Relaxed) {
             return Err(SpoolFault::Disk);
@@ -350,7 +355,8 @@ impl Lane {
         match create_segment(&self.extent.dir, self.extent.writer, next, &inner.sequences) {
             Ok((file, at)) => {
                 self.extent.add_bytes(at.offset);
-                (inner.file, inner.at, inner.closed, inner.cramped) = (file, at, false, false);
+                (inner.file, inner.at, inner.first) = (file, at, at.offset);
+                (inner.closed, inner.cramped) = (false, false);
                 Ok(())
             }
             Err(fault) => {
@@ -361,6 +367,22 @@ impl Lane {
                 if inner.closed { Err(fault) } else { Ok(()) }
             }
         }
+    }
+
+    /// Goes on in another segment, unless this one is empty: segments go only as a whole and once nothing is written to them, so on a
+    /// disk that is full of one it would stay so. Called by the fsync thread. Returns whether it was done or need not be.
+    pub(super) fn leave_segment(&self) -> bool {
+        let mut inner = self.lock();
+        let is_used = inner.closed || inner.at.offset > inner.first;
+        if !is_used || self.suspect.load(Ordering::Relaxed) {
+            return true;
+        }
+        let segment = inner.at.segment;
+        let left = self.rotate(&mut inner).is_ok() && inner.at.segment > segment;
+        if left {
+            self.extent.written.store(inner.at.packed(), Ordering::Release);
+        }
+        left
     }
 
     /// Everything up to `at` is on disk for good. Called by the fsync thread.

@@ -215,7 +215,8 @@ impl Stream {
             self.remove_all()?;
             return Ok(true);
         }
-        self.note_delivered()?;
+        // A full disk takes no note. What it would save is repeats; what is deleted makes room for it.
+        let noted = self.note_delivered();
         let in_flight = self
             .partitions
             .iter()
@@ -230,7 +231,7 @@ impl Stream {
         while self.oldest_segment < needed {
             self.remove_oldest()?;
         }
-        Ok(false)
+        noted.map(|()| false)
     }
 
     fn remove_oldest(&mut self) -> io::Result<()> {

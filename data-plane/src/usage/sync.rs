@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::extent::Extent;
 use super::repair::Repair;
 use super::segment::{self, Position};
-use super::space::Space;
+use super::space::{Space, SpoolState};
 use super::spool::Lane;
 
 /// How often a full disk is tried again.
@@ -126,9 +126,22 @@ impl Syncer {
             self.space.disk_refused();
         } else if was_sick || self.probed.elapsed() >= PROBE_EVERY {
             self.probed = Instant::now();
+            if self.space.state() == SpoolState::Disk {
+                self.leave_segments();
+            }
             self.space.probe_disk();
         }
         progress
+    }
+
+    /// Lets what is full of records go once they are delivered, at the expense of the reserve.
+    fn leave_segments(&self) {
+        for synced in &self.lanes {
+            if !synced.lane.leave_segment() {
+                self.space.free_reserve();
+                synced.lane.leave_segment(); // if it cannot, it is tried again with the next probe
+            }
+        }
     }
 
     /// The last rounds, when nothing is written any more: until all of it is durable, or the disk has had its chances.
