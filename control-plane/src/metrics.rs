@@ -10,7 +10,9 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tollway_shared::money::NanoUsd;
 
+use crate::billing::tail;
 use crate::grantor::sums::Sums;
+use crate::ledger;
 use crate::raft::Cluster;
 
 /// Answered admin requests, by `method`, `route` (the template) and `status`.
@@ -68,6 +70,12 @@ pub fn install() {
     }
     let builder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(ADMIN_SECONDS.into()), &SECONDS)
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full(ledger::BATCH_SECONDS.into()), &SECONDS)
+        })
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full(tail::BATCH_SECONDS.into()), &SECONDS)
+        })
         .map(PrometheusBuilder::install_recorder);
     match builder {
         Ok(Ok(handle)) => adopt(handle),
@@ -91,6 +99,16 @@ pub fn render() -> String {
 fn describe() {
     describe_counter!(ADMIN_REQUESTS, Unit::Count, "Answered admin requests");
     describe_histogram!(ADMIN_SECONDS, Unit::Seconds, "Time to answer an admin request");
+    describe_histogram!(
+        ledger::BATCH_SECONDS,
+        Unit::Seconds,
+        "Time that one read of usage events takes, by stage"
+    );
+    describe_histogram!(
+        tail::BATCH_SECONDS,
+        Unit::Seconds,
+        "The same for the billing store"
+    );
     describe_gauge!(LEADER, Unit::Count, "1 on the leader, 0 elsewhere");
     describe_gauge!(TERM, Unit::Count, "Election term");
     describe_gauge!(APPLIED, Unit::Count, "Last applied log index");

@@ -14,7 +14,7 @@ use tollway_shared::money::MoneyFault;
 use tollway_shared::time::UnixMillis;
 
 use super::cell::{Cells, Digest, Dimension, Series, Sum, Sums};
-use super::event::Event;
+use crate::ledger::event::Event;
 use crate::ledger::judge::{Marks, Verdict};
 use crate::ledger::rollup::{Record, Report};
 
@@ -230,7 +230,8 @@ fn savings(event: &Event<'_>, charge: &tollway_shared::cost::Charge) -> Result<i
 
 /// The event's value in a dimension.
 fn value<'a>(event: &'a Event<'_>, dimension: Dimension) -> &'a str {
-    let optional = |text: &'a Option<super::event::Str<'_>>| text.as_ref().map_or("", |text| text.get());
+    let optional =
+        |text: &'a Option<crate::ledger::event::Str<'_>>| text.as_ref().map_or("", |text| text.get());
     match dimension {
         Dimension::Organization => event.tenant.organization.get(),
         Dimension::Team => optional(&event.tenant.team),

@@ -42,7 +42,6 @@
 pub mod cell;
 pub mod check;
 pub mod connect;
-pub mod event;
 pub mod fold;
 pub mod histogram;
 pub mod hold;

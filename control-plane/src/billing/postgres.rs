@@ -20,10 +20,10 @@ use tollway_shared::time::UnixMillis;
 use super::StoreFault;
 use super::cell::{Cell, Digest, Dimension, Series, Sum};
 use super::connect::{Server, connect};
-use super::event::Str;
 use super::fold::{Batch, Row};
 use super::progress::{Book, Progress};
 use super::schema::{GENERATION, GENERATION_SUMS, PROGRESS, SCHEMA, Sql, WRITER, listed, names};
+use crate::ledger::event::{self, Str};
 
 /// The advisory lock of whoever writes: `toll`, and the number of the shape.
 const LOCK: (i32, i32) = (0x746f_6c6c, SCHEMA as i32);
@@ -440,13 +440,13 @@ impl CopyRows {
         self.text(event.requested_model.get());
         self.text(event.dialect.as_str());
         self.int(i64::from(event.stream));
-        self.text(super::event::end(event.end));
+        self.text(event::end(event.end));
         self.int(i64::from(event.status));
         self.optional(&event.fault);
         self.optional(&event.finish_reason);
         self.int(i64::from(event.free));
         self.int(i64::from(event.adjustment.bps));
-        self.text(super::event::source(event.usage_source));
+        self.text(event::source(event.usage_source));
         self.optional(&event.estimator);
         self.text(event.attempts.get());
         for sum in GENERATION_SUMS {

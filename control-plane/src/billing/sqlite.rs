@@ -334,7 +334,8 @@ fn write_row(
         place += 1;
         insert.raw_bind_parameter(place, value)
     };
-    let optional = |text: &'_ Option<super::event::Str<'_>>| text.as_ref().map(|text| text.get().to_owned());
+    let optional =
+        |text: &'_ Option<crate::ledger::event::Str<'_>>| text.as_ref().map(|text| text.get().to_owned());
     bind(&id)?;
     bind(&partition)?;
     bind(&row.offset)?;
@@ -349,13 +350,13 @@ fn write_row(
     bind(&event.requested_model.get())?;
     bind(&event.dialect.as_str())?;
     bind(&event.stream)?;
-    bind(&super::event::end(event.end))?;
+    bind(&crate::ledger::event::end(event.end))?;
     bind(&event.status)?;
     bind(&optional(&event.fault))?;
     bind(&optional(&event.finish_reason))?;
     bind(&event.free)?;
     bind(&event.adjustment.bps)?;
-    bind(&super::event::source(event.usage_source))?;
+    bind(&crate::ledger::event::source(event.usage_source))?;
     bind(&optional(&event.estimator))?;
     bind(&event.attempts.get())?;
     for sum in GENERATION_SUMS {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,8 @@ pub const EVENTS_TOTAL: &str = "tollway_billing_events_total";
 pub const FAULTS_TOTAL: &str = "tollway_billing_faults_total";
 /// Gauge of what is not in the store yet, by `partition`: events on Kafka, bytes in the embedded log. As many values as partitions.
 pub const LAG: &str = "tollway_billing_lag";
+/// Histogram of the time that one read takes, by `stage`: `read` (waiting for records too), `fold`, `write`.
+pub const BATCH_SECONDS: &str = "tollway_billing_batch_seconds";
 
 /// Waits after a fault: doubling from the first to the last.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -109,7 +111,13 @@ impl Tail {
                 tell(told, open.book.partitions.values(), known);
                 Ok::<_, StoreFault>(open)
             };
-            let (written, read) = tokio::join!(write, self.source.read());
+            let read = async {
+                let begun = Instant::now();
+                let read = self.source.read().await;
+                took("read", begun);
+                read
+            };
+            let (written, read) = tokio::join!(write, read);
             open = written?;
             records = read?;
             if some {
@@ -260,6 +268,10 @@ async fn forget(mut open: Open, before: UnixMillis) -> Result<Open, StoreFault> 
     .await?
 }
 
+fn took(stage: &'static str, since: Instant) {
+    histogram!(BATCH_SECONDS, "stage" => stage).record(since.elapsed());
+}
+
 /// Folds and writes what was read, in one transaction.
 async fn write(mut open: Open, records: Vec<Record>, now: UnixMillis) -> Result<Open, StoreFault> {
     if records.is_empty() {
@@ -271,6 +283,7 @@ async fn write(mut open: Open, records: Vec<Record>, now: UnixMillis) -> Result<
             partitions.entry(record.partition).or_default().push(record);
         }
         let Open { writer, book, starts } = &mut open;
+        let begun = Instant::now();
         let batches: Vec<_> = partitions
             .iter()
             .map(|(partition, records)| {
@@ -280,7 +293,10 @@ async fn write(mut open: Open, records: Vec<Record>, now: UnixMillis) -> Result<
             })
             .filter(|batch| batch.to > batch.from)
             .collect();
+        took("fold", begun);
+        let begun = Instant::now();
         writer.write(&batches)?;
+        took("write", begun);
         for batch in &batches {
             book.note(batch);
             counter!(EVENTS_TOTAL).increment(batch.report.events);

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -17,8 +17,8 @@ use tollway_proto::command::{Outcome, RecordSpend};
 use super::rollup::{self, Meter, Record, Report};
 use super::source::{SourceFault, UsageSource};
 use super::{
-    DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, LATE_TOTAL, MALFORMED_TOTAL,
-    MISMATCHES_TOTAL,
+    BATCH_SECONDS, DUPLICATES_TOTAL, EVENTS_TOTAL, FAULTS_TOTAL, GAPS_TOTAL, LAG, LATE_TOTAL,
+    MALFORMED_TOTAL, MISMATCHES_TOTAL,
 };
 use crate::billing::Freshness;
 use crate::state::State;
@@ -88,17 +88,20 @@ async fn lead<L: SpendLog>(
     let reached: BTreeMap<i32, i64> = log.state().usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
     source.seek(&reached).await?;
     let mut measured: Option<Instant> = None;
+    let mut records = source.read().await?;
     while log.is_leader() {
-        let records = source.read().await?;
-        let mut partitions: BTreeMap<i32, Vec<Record>> = BTreeMap::new();
-        for record in records {
-            partitions.entry(record.partition).or_default().push(record);
-        }
-        // At once: partitions do not depend on each other, and proposals that meet share an fsync of the log.
-        let stretches = partitions
-            .iter()
-            .map(|(partition, records)| record(log, *partition, records));
-        if !futures::future::try_join_all(stretches).await?.is_empty() {
+        let some = !records.is_empty();
+        let read = async {
+            let begun = Instant::now();
+            let read = source.read().await;
+            took("read", begun.elapsed());
+            read
+        };
+        // While these are recorded the next are read.
+        let (recorded, read) = tokio::join!(record_all(log, records), read);
+        recorded?;
+        records = read?;
+        if some {
             *backoff = BACKOFF.0;
         }
         if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
@@ -120,6 +123,28 @@ async fn lead<L: SpendLog>(
     Ok(())
 }
 
+/// Records what was read, all partitions at once: they do not depend on each other, and proposals that meet share an fsync of the log.
+async fn record_all<L: SpendLog>(log: &L, records: Vec<Record>) -> Result<(), SourceFault> {
+    let begun = Instant::now();
+    let mut partitions: BTreeMap<i32, Vec<Record>> = BTreeMap::new();
+    for record in records {
+        partitions.entry(record.partition).or_default().push(record);
+    }
+    let stretches = partitions
+        .into_iter()
+        .map(|(partition, records)| record(log, partition, records.into()));
+    let folds = futures::future::try_join_all(stretches).await?;
+    if let Some(longest) = folds.into_iter().max() {
+        took("fold", longest);
+        took("record", begun.elapsed().saturating_sub(longest));
+    }
+    Ok(())
+}
+
+fn took(stage: &'static str, time: Duration) {
+    histogram!(BATCH_SECONDS, "stage" => stage).record(time);
+}
+
 /// What nobody here needs to read again, by partition.
 fn counted(state: &State, stored: Option<&Stored>) -> BTreeMap<i32, i64> {
     let mut counted: BTreeMap<i32, i64> = state.usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
@@ -133,22 +158,28 @@ fn counted(state: &State, stored: Option<&Stored>) -> BTreeMap<i32, i64> {
     counted
 }
 
-/// Records what was read of a partition, in as many stretches as it takes.
-async fn record<L: SpendLog>(log: &L, partition: i32, records: &[Record]) -> Result<(), SourceFault> {
+/// Records what was read of a partition, in as many stretches as it takes. Returns the time of the folds.
+async fn record<L: SpendLog>(
+    log: &L,
+    partition: i32,
+    records: Arc<[Record]>,
+) -> Result<Duration, SourceFault> {
     let end = records.last().map_or(0, |record| record.next);
-    while let Some(to) = record_stretch(log, partition, records).await? {
+    let mut folded = Duration::ZERO;
+    while let Some(to) = record_stretch(log, partition, &records, &mut folded).await? {
         if to >= end {
             break;
         }
     }
-    Ok(())
+    Ok(folded)
 }
 
 /// Records one stretch; returns where it ends, or `None` when all of `records` is counted already.
 async fn record_stretch<L: SpendLog>(
     log: &L,
     partition: i32,
-    records: &[Record],
+    records: &Arc<[Record]>,
+    folded: &mut Duration,
 ) -> Result<Option<i64>, SourceFault> {
     // Offset and sequences come from one state, so they belong together; the stretch is good for that state alone.
     let state = log.state();
@@ -158,11 +189,20 @@ async fn record_stretch<L: SpendLog>(
         // Another leader was here before us; the fold leaves out what is counted.
         tracing::debug!(partition, first, from, "the state is ahead of the reader");
     }
-    let seen = |writer| {
-        let mark = state.usage_writers.get(&(partition, writer));
-        mark.map(|mark| mark.sequence)
-    };
-    let (spend, report) = rollup::fold_with(partition, from, records, state.now, seen, Meter::of(&state));
+    let begun = Instant::now();
+    let records = records.clone();
+    // Beside the runtime, which has heartbeats to send: thousands of events are milliseconds of work.
+    let fold = tokio::task::spawn_blocking(move || {
+        let seen = |writer| {
+            let mark = state.usage_writers.get(&(partition, writer));
+            mark.map(|mark| mark.sequence)
+        };
+        rollup::fold_with(partition, from, &records, state.now, seen, Meter::of(&state))
+    });
+    let (spend, report) = fold
+        .await
+        .map_err(|fault| SourceFault::Other(format!("partition {partition}: {fault}")))?;
+    *folded += begun.elapsed();
     if spend.to == from {
         return Ok(None);
     }

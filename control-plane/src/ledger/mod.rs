@@ -6,10 +6,13 @@
 //! | [`judge`] | pure: what is new, what is a repeat |
 //! | [`consume`] | the loop, on the leader only |
 //! | [`source`], [`kafka`], [`mod@file`] | where events come from |
+//! | [`event`], `cell` | a usage event and its cell, read without copying text |
 //! | `cluster` | the replicated log as the ledger sees it |
 
+mod cell;
 mod cluster;
 pub mod consume;
+pub mod event;
 pub mod file;
 pub mod judge;
 pub mod kafka;
@@ -50,6 +53,8 @@ pub const MALFORMED_TOTAL: &str = "tollway_ledger_malformed_total";
 pub const FAULTS_TOTAL: &str = "tollway_ledger_faults_total";
 /// Gauge of what is not counted yet, by `partition`: events on Kafka, bytes in the embedded log. As many values as partitions.
 pub const LAG: &str = "tollway_ledger_lag";
+/// Histogram of the time that one read takes, by `stage`: `read` (waiting for records too), `fold`, `record` (until it is applied).
+pub const BATCH_SECONDS: &str = "tollway_ledger_batch_seconds";
 
 /// Where usage events come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

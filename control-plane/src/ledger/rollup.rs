@@ -5,13 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use tollway_proto::command::{RecordSpend, UsageCell, UsageSums};
-use tollway_proto::usage::{UsageEvent, UsageSource};
+use tollway_proto::command::{RecordSpend, UsageSums};
+use tollway_proto::usage::UsageSource;
 use tollway_shared::bill::{self, Bill, ByokFee, ByokUsed};
 use tollway_shared::ids::{OrganizationId, WriterId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
+use super::cell::CellOf;
+use super::event::Event;
 use super::judge::{Marks, Verdict};
 use crate::state::State;
 use crate::state::usage::WRITER_KEPT_MS;
@@ -154,7 +156,7 @@ pub fn fold_with(
     mut meter: Meter<'_>,
 ) -> (RecordSpend, Report) {
     let mut report = Report::default();
-    let mut sums: BTreeMap<UsageCell, UsageSums> = BTreeMap::new();
+    let mut sums: BTreeMap<CellOf<'_>, UsageSums> = BTreeMap::new();
     let mut marks = Marks::new(seen);
     let mut to = from;
     for record in records.iter().filter(|record| record.offset >= from) {
@@ -162,7 +164,7 @@ pub fn fold_with(
             break;
         }
         to = to.max(record.next);
-        let event = match read(record, partition) {
+        let event = match Event::read(record, partition) {
             Ok(event) => event,
             Err(why) => {
                 report.malformed += 1;
@@ -177,11 +179,11 @@ pub fn fold_with(
                 continue;
             }
             Verdict::Late => {
-                report.late(record.offset, &event.id);
+                report.late(record.offset, event.id.get());
                 continue;
             }
         }
-        if let Err(why) = count(&event, &mut sums, &mut meter, record.offset, &mut report) {
+        if let Err(why) = count(event, &mut sums, &mut meter, record.offset, &mut report) {
             report.malformed += 1;
             report.note(record.offset, &why);
         } else {
@@ -192,27 +194,18 @@ pub fn fold_with(
         partition,
         from,
         to,
-        sums: sums.into_iter().collect(),
+        sums: sums
+            .into_iter()
+            .map(|(cell, sums)| (cell.owned(), sums))
+            .collect(),
         writers: marks.moved().into_iter().collect(),
     };
     (spend, report)
 }
 
-fn read(record: &Record, partition: i32) -> Result<UsageEvent, String> {
-    let event: UsageEvent =
-        serde_json::from_slice(&record.value).map_err(|fault| format!("not a usage event: {fault}"))?;
-    if event.partition != partition {
-        return Err(format!(
-            "an event of partition {} lies in {partition}",
-            event.partition
-        ));
-    }
-    Ok(event)
-}
-
-fn count(
-    event: &UsageEvent,
-    sums: &mut BTreeMap<UsageCell, UsageSums>,
+fn count<'a>(
+    event: Event<'a>,
+    sums: &mut BTreeMap<CellOf<'a>, UsageSums>,
     meter: &mut Meter<'_>,
     offset: i64,
     report: &mut Report,
@@ -225,32 +218,6 @@ fn count(
     }
     let charge = event.due().map_err(|fault| format!("the charge {fault}"))?;
     let bill = event.bill(&charge).map_err(|fault| format!("the bill {fault}"))?;
-    let cell = UsageCell {
-        day: event.started_at.0.day(),
-        path: event.tenant.clone(),
-        model: event.model.clone(),
-        provider: event.provider.clone(),
-    };
-    let before = sums.get(&cell).copied().unwrap_or_default();
-    let mut sum = |before: NanoUsd, more: NanoUsd| {
-        before.plus(more).unwrap_or_else(|fault| {
-            // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
-            report.note(offset, &format!("the sum {fault}: it stays at the end of it"));
-            NanoUsd(i64::MAX)
-        })
-    };
-    let cost = sum(before.cost, charge.total);
-    let billed = sum(before.billed, bill.billed);
-    let own = event.byok && event.usage_source != UsageSource::None;
-    let (mut byok_cost, mut fee) = (before.byok_cost, before.fee);
-    if own {
-        let month = event.started_at.0.day().month();
-        let due = meter.take(&event.tenant.organization, month, charge.total);
-        byok_cost = sum(byok_cost, charge.total);
-        if !event.free {
-            fee = sum(fee, due);
-        }
-    }
     let said = Bill {
         adjustment: event.adjustment,
         billed: event.billed,
@@ -259,20 +226,40 @@ fn count(
         report.mismatches += 1;
         let said = format!("{} and owed {}", event.charge.total, event.billed);
         let is = format!("{} and owed {}", charge.total, bill.billed);
+        let id = event.id.get();
         report.note(
             offset,
-            &format!("event {} says {said}, counts and prices give {is}", event.id),
+            &format!("event {id} says {said}, counts and prices give {is}"),
         );
     }
-    let mut after = before;
-    after.requests += 1;
-    after.served += u64::from(event.usage_source != UsageSource::None);
-    after.estimated += u64::from(event.usage_source == UsageSource::Estimated);
-    after.tokens.add(&event.tokens);
-    (after.cost, after.billed) = (cost, billed);
-    after.byok_requests += u64::from(own);
-    (after.byok_cost, after.fee) = (byok_cost, fee);
-    sums.insert(cell, after);
+    let day = event.started_at.0.day();
+    let own = event.byok && event.usage_source != UsageSource::None;
+    let fee = own.then(|| {
+        let organization = OrganizationId::trusted(event.tenant.organization.get().to_owned());
+        let due = meter.take(&organization, day.month(), charge.total);
+        if event.free { NanoUsd::ZERO } else { due }
+    });
+    let tokens = event.tokens;
+    let source = event.usage_source;
+    let sums = sums.entry(CellOf::of(event)).or_default();
+    let mut add = |sum: &mut NanoUsd, more: NanoUsd| {
+        *sum = sum.plus(more).unwrap_or_else(|fault| {
+            // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
+            report.note(offset, &format!("the sum {fault}: it stays at the end of it"));
+            NanoUsd(i64::MAX)
+        });
+    };
+    add(&mut sums.cost, charge.total);
+    add(&mut sums.billed, bill.billed);
+    if let Some(fee) = fee {
+        add(&mut sums.byok_cost, charge.total);
+        add(&mut sums.fee, fee);
+    }
+    sums.requests += 1;
+    sums.served += u64::from(source != UsageSource::None);
+    sums.estimated += u64::from(source == UsageSource::Estimated);
+    sums.tokens.add(&tokens);
+    sums.byok_requests += u64::from(own);
     Ok(())
 }
 
@@ -281,6 +268,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
+    use tollway_proto::usage::UsageEvent;
     use tollway_shared::cost;
     use tollway_shared::money::NanoUsd;
     use tollway_shared::tokens::TokenCounts;

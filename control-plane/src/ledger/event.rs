@@ -1,5 +1,5 @@
 //! A usage event, read without copying its text. What counts as an event is what [`UsageEvent`](tollway_proto::usage::UsageEvent)
-//! reads: a test alters every field of one and both must agree, or the store and the replicated sums would come apart.
+//! reads: a test alters every field of one and both must agree. The replicated sums and the billing store read this one.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use tollway_shared::ids::{Revision, WriterId};
 use tollway_shared::money::{MoneyFault, NanoUsd};
 use tollway_shared::tokens::TokenCounts;
 
-use crate::ledger::rollup::Record;
+use super::rollup::Record;
 
 /// Text of the event, borrowed unless something in it is escaped.
 #[derive(Debug, Clone, PartialEq, Eq)]
