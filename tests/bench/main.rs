@@ -5,6 +5,7 @@
 //! `target/bench/results.json`. Failed requests fail the run; slow ones never do. `README.md` has the method.
 
 mod load;
+mod money;
 mod node;
 mod parts;
 mod proc;
@@ -12,7 +13,7 @@ mod report;
 mod rounds;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
@@ -59,6 +60,12 @@ struct Arguments {
     /// Measure a second floor in the gateway's place: every ratio must come out near 1
     #[arg(long)]
     self_check: bool,
+    /// Measure what keeping accounts costs instead, with the programs of `--node`; starts a Kafka (about two minutes, `--short` one)
+    #[arg(long, requires = "node", conflicts_with = "kafka")]
+    money: bool,
+    /// Usage events that the ledger folds with `--money`
+    #[arg(long, requires = "money")]
+    events: Option<u64>,
     /// Where the provider listens; fix it when a running gateway has it as its upstream
     #[arg(long, default_value = "127.0.0.1:0")]
     provider_listen: SocketAddr,
@@ -81,6 +88,12 @@ fn main() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
+    if arguments.money {
+        let figures = runtime.block_on(account(&arguments))?;
+        write(&arguments.out, &figures)?;
+        println!("wrote {}", arguments.out.display());
+        return Ok(ExitCode::SUCCESS);
+    }
     let figures = runtime.block_on(run(&arguments))?;
     print!("{}", figures.table());
     for warning in &figures.warnings {
@@ -100,6 +113,24 @@ fn main() -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The run of `--money`.
+async fn account(arguments: &Arguments) -> Result<serde_json::Value> {
+    let node = arguments.node.as_ref().context("`--node` names the programs")?;
+    let replica = arguments.replica.as_ref().unwrap_or(node);
+    let (events, seconds) = if arguments.short {
+        (100_000, 20)
+    } else {
+        (1_000_000, 60)
+    };
+    let size = money::Size {
+        events: arguments.events.unwrap_or(events),
+        load: std::time::Duration::from_secs(seconds),
+    };
+    let listen = ["--listen".to_owned(), arguments.provider_listen.to_string()];
+    let (_provider, provider) = Part::start("tollway-provider", &listen)?;
+    money::run(node::Programs { node, replica }, provider, size).await
 }
 
 async fn run(arguments: &Arguments) -> Result<Figures> {
@@ -198,9 +229,13 @@ fn write_results(arguments: &Arguments, figures: &Figures) -> Result<()> {
         "warnings": figures.warnings,
         "figures": figures.reports(),
     });
-    if let Some(folder) = arguments.out.parent() {
+    write(&arguments.out, &results)
+}
+
+fn write(out: &Path, results: &serde_json::Value) -> Result<()> {
+    if let Some(folder) = out.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&arguments.out, serde_json::to_vec_pretty(&results)?)
-        .with_context(|| format!("cannot write `{}`", arguments.out.display()))
+    std::fs::write(out, serde_json::to_vec_pretty(results)?)
+        .with_context(|| format!("cannot write `{}`", out.display()))
 }

@@ -1,10 +1,9 @@
 //! One node as it is deployed: a control plane of one replica and a node that joined it, each a process of its own.
 //!
-//! Only the node is measured. It is made the way the README tells an operator: `init`, `run`, a join token, `join`, `run`, `apply`, a key.
+//! It is made the way the README tells an operator: `init`, `run`, a join token, `join`, `run`, `apply`, a key.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::money::scrape;
 use crate::parts::{Gateway, Part, endpoint, last_lines};
 
 /// Longest wait for any one step: certificates, an election, a busy machine.
@@ -80,29 +80,46 @@ pub(crate) fn deploy(
     provider: SocketAddr,
     brokers: Option<&str>,
 ) -> Result<Gateway> {
-    let made = Making {
-        programs,
-        folder,
-        admin: Vec::new(),
-    };
-    made.deploy(provider, brokers)
+    let mut made = Making::new(programs, folder);
+    let (node, _) = made.deploy(provider, brokers)?;
+    Ok(node)
 }
 
-struct Making<'a> {
+/// A cluster being made.
+pub(crate) struct Making<'a> {
     programs: Programs<'a>,
     folder: &'a Path,
     /// The environment of `tollway`.
     admin: Vec<(&'static str, String)>,
 }
 
-impl Making<'_> {
-    fn deploy(mut self, provider: SocketAddr, brokers: Option<&str>) -> Result<Gateway> {
-        let [admin, peer, api, ops] = free_ports()?;
+/// A replica that runs.
+pub(crate) struct Replica {
+    pub(crate) part: Part,
+    pub(crate) admin: u16,
+    peer: u16,
+}
+
+impl<'a> Making<'a> {
+    pub(crate) fn new(programs: Programs<'a>, folder: &'a Path) -> Self {
+        Self {
+            programs,
+            folder,
+            admin: Vec::new(),
+        }
+    }
+
+    /// A cluster of one replica.
+    ///
+    /// - `scheme`: `http` or `https`, how its admin API is reached. `more`: sections of its configuration.
+    pub(crate) fn replica(&mut self, scheme: &str, more: &str) -> Result<Replica> {
+        let [admin, peer, ..] = free_ports()?;
         let home = |name: &str| self.folder.join(name);
+        let tls = if scheme == "http" { "off" } else { "cluster" };
         let config = self.write(
             "control.toml",
             &format!(
-                "data_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n[peer]\nlisten = \"127.0.0.1:{peer}\"\n",
+                "data_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\ntls = \"{tls}\"\n[peer]\nlisten = \"127.0.0.1:{peer}\"\n{more}",
                 home("control")
             ),
         )?;
@@ -114,14 +131,24 @@ impl Making<'_> {
         let key = made["admin_key"]
             .as_str()
             .context("`init` prints the admin key")?;
-        let url = format!("https://127.0.0.1:{admin}");
         self.admin = vec![
-            ("TOLLWAY_ADMIN_URL", url.clone()),
+            ("TOLLWAY_ADMIN_URL", format!("{scheme}://127.0.0.1:{admin}")),
             ("TOLLWAY_ADMIN_KEY", key.to_owned()),
             ("TOLLWAY_CA", home("control").join("ca.pem").display().to_string()),
         ];
-        let mut control = self.start("tollway-control", &config)?;
+        let part = self.start("tollway-control", &config)?;
+        Ok(Replica { part, admin, peer })
+    }
 
+    /// A replica and a node with its catalog and a key. The port is where the node's metrics are.
+    pub(crate) fn deploy(&mut self, provider: SocketAddr, brokers: Option<&str>) -> Result<(Gateway, u16)> {
+        let Replica {
+            part: mut control,
+            admin,
+            peer,
+        } = self.replica("https", "")?;
+        let [api, ops, ..] = free_ports()?;
+        let home = |name: &str| self.folder.join(name);
         let usage = match brokers {
             Some(brokers) => format!("sink = \"kafka\"\nbrokers = {brokers:?}"),
             None => format!("sink = \"file\"\ndir = {:?}", home("usage-log")),
@@ -133,6 +160,7 @@ impl Making<'_> {
                 home("node")
             ),
         )?;
+        let url = format!("https://127.0.0.1:{admin}");
         let token = self.until(&mut control, &["cluster", "join-token", "--node", "bench"])?;
         let join = [
             "join",
@@ -149,27 +177,36 @@ impl Making<'_> {
         let catalog = CATALOG
             .replace("PROVIDER", &provider.to_string())
             .replace("MODEL", MODEL);
-        let catalog = self.write("catalog.toml", &catalog)?;
-        self.tool("tollway", &["apply", "-f", &catalog])?;
-        let key = self.tool(
-            "tollway",
-            &["key", "create", "--project", "bench", "--output", "json"],
-        )?;
-        let key: Value = serde_json::from_str(&key).context("`key create` prints JSON")?;
-        let api_key = key["key"]
-            .as_str()
-            .context("`key create` shows the key")?
-            .to_owned();
+        self.apply(&catalog)?;
+        let (_, api_key) = self.key("bench")?;
         let (address, path) = endpoint(&format!("http://127.0.0.1:{api}/v1"))?;
         self.served(&mut node, address, &api_key)?;
-        Ok(Gateway {
+        let gateway = Gateway {
             address,
             path,
             api_key,
             model: Some(MODEL.to_owned()),
             pid: node.pid(),
             parts: vec![node, control],
-        })
+        };
+        Ok((gateway, ops))
+    }
+
+    /// Applies a document of resources.
+    pub(crate) fn apply(&self, document: &str) -> Result<()> {
+        let file = self.write("catalog.toml", document)?;
+        self.tool("tollway", &["apply", "-f", &file]).map(drop)
+    }
+
+    /// Makes an API key in a project: its id, and the key.
+    pub(crate) fn key(&self, project: &str) -> Result<(String, String)> {
+        let made = self.tool(
+            "tollway",
+            &["key", "create", "--project", project, "--output", "json"],
+        )?;
+        let made: Value = serde_json::from_str(&made).context("`key create` prints JSON")?;
+        let text = |name: &str| made[name].as_str().map(str::to_owned);
+        text("id").zip(text("key")).context("`key create` shows the key")
     }
 
     fn write(&self, name: &str, text: &str) -> Result<String> {
@@ -229,9 +266,10 @@ impl Making<'_> {
     }
 
     /// Waits until the node knows the key. It was the last thing that was written, so it has the rest too.
-    fn served(&self, node: &mut Part, address: SocketAddr, api_key: &str) -> Result<()> {
+    pub(crate) fn served(&self, node: &mut Part, address: SocketAddr, api_key: &str) -> Result<()> {
         let start = Instant::now();
-        while !models(address, api_key).is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
+        let models = || scrape::get(address, "/v1/models", Some(api_key));
+        while !models().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200 ")) {
             if let Some(status) = node.ended()? {
                 bail!("the node ended with {status}:\n{}", self.last_words());
             }
@@ -245,21 +283,10 @@ impl Making<'_> {
         Ok(())
     }
 
-    fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         let of = |program| format!("--- {program}\n{}", last_lines(&self.log(program)));
         [of("tollway-control"), of("tollway-data")].join("\n")
     }
-}
-
-/// What the node answers about its models.
-fn models(address: SocketAddr, api_key: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(STEP_MAX))?;
-    let head = "GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\nauthorization: Bearer ";
-    stream.write_all(format!("{head}{api_key}\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// Four ports that are free now; held until all are known, so that they differ.

@@ -1,5 +1,6 @@
 //! What `/proc` says about a process: processor time of all its threads, and resident memory.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result};
@@ -54,6 +55,25 @@ impl Cpu {
             ticks_us: self.ticks_us - earlier.ticks_us,
         }
     }
+}
+
+/// Run time of the living threads of process `pid` so far, microseconds, by their names without numbers.
+pub(crate) fn run_by_thread(pid: u32) -> Result<BTreeMap<String, f64>> {
+    let mut all = BTreeMap::new();
+    let tasks =
+        fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("process {pid} has ended"))?;
+    for task in tasks {
+        let folder = task?.path();
+        let read = |file: &str| fs::read_to_string(folder.join(file));
+        // A thread may end between the listing and the reading.
+        let (Ok(name), Ok(stat)) = (read("comm"), read("schedstat")) else {
+            continue;
+        };
+        let run = stat.split(' ').next().and_then(|first| first.parse::<u64>().ok());
+        let name = name.trim().trim_end_matches(|c: char| c.is_ascii_digit());
+        *all.entry(name.to_owned()).or_default() += run.context("schedstat")? as f64 / 1e3;
+    }
+    Ok(all)
 }
 
 /// Resident memory of process `pid` in KiB.
