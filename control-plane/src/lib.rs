@@ -9,6 +9,7 @@
 //! | [`publish`] | push: what each region sees, and each node's stream |
 //! | [`ledger`] | usage events → sums in the state |
 //! | [`billing`] | usage events → rows of a store in SQL, for whoever reads them |
+//! | [`reading`] | what tenants read of their own usage, asked by nodes |
 //! | [`grantor`] | what the leader does about leased budgets |
 //! | [`report`] | exports, invoices and other reports on usage |
 //! | [`config`], [`run`] | settings; start and stop |
@@ -24,6 +25,7 @@ pub mod ledger;
 pub mod metrics;
 pub mod publish;
 pub mod raft;
+pub mod reading;
 pub mod report;
 pub mod run;
 pub mod state;

@@ -6,7 +6,7 @@ use tollway_shared::snapshot::{Digest, Resource};
 
 use crate::codec::{self, CodecFault, Kind};
 
-/// Generated from `tollway/push/v1/push.proto`.
+/// Generated from `tollway/push/v1/push.proto` and `account.proto`.
 #[allow(missing_docs, clippy::all, unreachable_pub)]
 pub mod v1 {
     tonic::include_proto!("tollway.push.v1");

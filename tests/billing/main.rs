@@ -19,10 +19,12 @@ use tollway_control::billing::{Billing, Place, StoreFault};
 use tollway_control::ledger;
 use tollway_control::ledger::consume::SpendLog;
 use tollway_control::ledger::file::{FileSource, Retention};
+use tollway_control::reading::{Reader, generation, sums};
 use tollway_control::report::focus::{csv, rows};
 use tollway_control::report::line::{Line, Merge};
 use tollway_control::state::{State, apply};
 use tollway_proto::command::{Command, Entry, Outcome, RecordSpend};
+use tollway_proto::push::v1::{SumField, SumFilter, SumsQuestion};
 use tollway_proto::usage::{EndState, UsageEvent, log_file_name, partition_of};
 use tollway_proto::usage_log::{LogMark, MARK_FILE};
 use tollway_shared::cost;
@@ -187,8 +189,9 @@ fn everything() -> Query {
     Query {
         hours: Hours::ALL,
         equal: Vec::new(),
+        among: Vec::new(),
         by: dimensions
-            .chain([Field::Hour, Field::Day, Field::Month])
+            .chain([Field::Hour, Field::Day, Field::Week, Field::Month])
             .collect(),
         after: None,
         limit: 100_000,
@@ -282,10 +285,45 @@ async fn postgres_has_each_event_once_whatever_breaks_and_answers_as_sqlite_does
         assert_eq!(requests, i128::from(EVENTS / 7 + 1));
     }
 
+    tenants_read_the_same(&two.billing, &file.billing).await;
     exports_are_the_same(&two, &file).await;
     reconciles(&postgres, &two, &file, dir.path(), bytes).await;
     two.stop().await;
     file.stop().await;
+}
+
+/// One request, sets of values, and what own credentials paid for, as nodes ask for them.
+async fn tenants_read_the_same(two: &Billing, file: &Billing) {
+    let event = event(EVENTS / 2);
+    let reader = Reader {
+        keys: vec![event.tenant.key.clone()],
+        path: event.tenant.clone(),
+    };
+    let id = event.request_id.as_str();
+    let found = generation::find(two, &reader, id).await.unwrap();
+    assert_eq!(
+        (found.billed, found.finished_at),
+        (event.billed.0, event.finished_at.0.0)
+    );
+    assert_eq!(generation::find(file, &reader, id).await.unwrap(), found);
+    for (values, none_of) in [(vec![event.tenant.key.to_string()], false), (Vec::new(), true)] {
+        let question = SumsQuestion {
+            from_hour: i64::MIN,
+            until_hour: i64::MAX,
+            by: vec![SumField::Week.into(), SumField::User.into()],
+            filters: vec![SumFilter {
+                field: SumField::Key.into(),
+                values,
+                none_of,
+            }],
+            groups_max: 10,
+            latencies: true,
+            own_credentials: true,
+        };
+        let found = sums::sums(two, &reader, &question).await.unwrap();
+        assert!(!found.groups.is_empty());
+        assert_eq!(sums::sums(file, &reader, &question).await.unwrap(), found);
+    }
 }
 
 /// The charges of some days as the FOCUS export writes them, and how many rows of the store they are made of.

@@ -71,7 +71,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tollway_shared::time::DAY_MS;
+use tollway_shared::time::{DAY_MS, UnixMillis};
 
 use self::connect::Server;
 use self::hold::Hold;
@@ -228,6 +228,16 @@ pub struct Freshness {
     pub progress: Progress,
     /// What the log has beyond that, when it was last measured: events on Kafka, bytes in the embedded log.
     pub lag: Option<i64>,
+    /// When that was, if everything that had been read by then was in the store.
+    pub measured_at: Option<UnixMillis>,
+}
+
+impl Freshness {
+    /// An instant of which everything that was in the partition is in the store.
+    pub fn as_of(&self) -> Option<UnixMillis> {
+        let newest = self.progress.oldest.map(|_| self.progress.newest);
+        newest.max(self.measured_at.filter(|_| self.lag == Some(0)))
+    }
 }
 
 /// The store, for those who read.

@@ -25,6 +25,8 @@ pub enum Field {
     Hour,
     /// The UTC day.
     Day,
+    /// The UTC week, from Monday.
+    Week,
     /// The UTC month.
     Month,
 }
@@ -46,6 +48,8 @@ impl Field {
             (Self::Of(dimension), _) => format!("series.{}", dimension.name()),
             (Self::Hour, _) => "rollup.hour".to_owned(),
             (Self::Day, _) => format!("rollup.hour / {DAY_HOURS}"),
+            // 1970-01-01 was a Thursday: three days after a Monday.
+            (Self::Week, _) => format!("(rollup.hour / {DAY_HOURS} + 3) / 7"),
             (Self::Month, Sql::Sqlite) => "strftime('%Y-%m', rollup.hour * 3600, 'unixepoch')".to_owned(),
             (Self::Month, Sql::Postgres) => {
                 "to_char(to_timestamp(rollup.hour * 3600) AT TIME ZONE 'UTC', 'YYYY-MM') COLLATE \"C\""
@@ -54,11 +58,14 @@ impl Field {
         }
     }
 
-    /// A value for people and pages: ids as they are, `2026-11`, `2026-11-22`, `2026-11-22T18:00:00.000Z`.
+    /// A value for people and pages: ids as they are, `2026-11`, `2026-11-22` (of a week its Monday), `2026-11-22T18:00:00.000Z`.
     pub fn text(self, value: &Value) -> String {
         match (self, value) {
             (Self::Hour, Value::Int(hour)) => UnixMillis(hour.saturating_mul(HOUR_MS)).rfc3339(),
             (Self::Day, Value::Int(day)) => Day(i32::try_from(*day).unwrap_or(i32::MAX)).to_string(),
+            (Self::Week, Value::Int(week)) => {
+                Day(i32::try_from(week * 7 - 3).unwrap_or(i32::MAX)).to_string()
+            }
             (_, Value::Int(number)) => number.to_string(),
             (_, Value::Text(text)) => text.clone(),
             (_, Value::None) => String::new(),
@@ -70,6 +77,7 @@ impl Field {
         match self {
             Self::Hour => UnixMillis::parse_rfc3339(text).map(|at| Value::Int(at.0.div_euclid(HOUR_MS))),
             Self::Day => Day::parse(text).map(|day| Value::Int(i64::from(day.0))),
+            Self::Week => Day::parse(text).map(|day| Value::Int((i64::from(day.0) + 3).div_euclid(7))),
             Self::Of(_) | Self::Month => Some(Value::Text(text.to_owned())),
         }
     }
@@ -124,9 +132,25 @@ impl Hours {
                 let (_, until) = tollway_shared::time::Period::Monthly.window(first.start());
                 Some(Self::of_days(first, Day(until?.day().0 - 1)))
             }
+            Field::Week => {
+                let day = Day::parse(text)?;
+                let monday = Day(day.0 - (day.0 + 3).rem_euclid(7));
+                Some(Self::of_days(monday, Day(monday.0 + 6)))
+            }
             Field::Of(_) => None,
         }
     }
+}
+
+/// A set of values of a dimension.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Among {
+    /// The dimension.
+    pub dimension: Dimension,
+    /// The values.
+    pub values: Vec<String>,
+    /// Whether what has one of them is left out, in place of kept.
+    pub none_of: bool,
 }
 
 /// A question to the store.
@@ -136,6 +160,8 @@ pub struct Query {
     pub hours: Hours,
     /// Wanted values.
     pub equal: Vec<(Dimension, String)>,
+    /// Wanted sets of values.
+    pub among: Vec<Among>,
     /// By what to group.
     pub by: Vec<Field>,
     /// The group after which the page begins.
@@ -223,6 +249,19 @@ impl Query {
                 place(Value::Text(text.clone()))
             ));
         }
+        for set in &self.among {
+            let values: Vec<String> = set
+                .values
+                .iter()
+                .map(|text| place(Value::Text(text.clone())))
+                .collect();
+            let verb = if set.none_of { "NOT IN" } else { "IN" };
+            wanted.push(match values.is_empty() {
+                // An empty list is no SQL.
+                true => format!("1 = {}", i32::from(set.none_of)),
+                false => format!("series.{} {verb} ({})", set.dimension.name(), values.join(", ")),
+            });
+        }
         if let Some(after) = self.after.as_ref().filter(|_| !fields.is_empty()) {
             let places: Vec<String> = after.iter().map(|value| place(value.clone())).collect();
             wanted.push(format!("({}) > ({})", fields.join(", "), places.join(", ")));
@@ -265,6 +304,8 @@ mod tests {
         let day = |text: &str| Day::parse(text).unwrap();
         let february = Hours::of_days(day("2024-02-01"), day("2024-02-29"));
         assert_eq!(Hours::of_field(Field::Month, "2024-02"), Some(february));
+        let week = Hours::of_days(day("2024-02-26"), day("2024-03-03"));
+        assert_eq!(Hours::of_field(Field::Week, "2024-02-29"), Some(week));
         let hour = Hours::of_field(Field::Hour, "2024-02-29T23:00:00.000Z").unwrap();
         assert_eq!((hour.until, hour.until - hour.from), (february.until, 1));
         for (field, text) in [
@@ -281,6 +322,7 @@ mod tests {
         for (field, text) in [
             (Field::Hour, "2024-02-29T23:00:00.000Z"),
             (Field::Day, "2024-02-29"),
+            (Field::Week, "2024-02-26"),
             (Field::Month, "2024-02"),
             (Field::Of(Dimension::User), "a,b;c"),
         ] {

@@ -75,6 +75,14 @@ impl Billing {
         })
     }
 
+    /// The groups of some queries, all on one view of the store. One more than a query's limit says that there are more.
+    pub async fn groups<const N: usize>(&self, queries: [Query; N]) -> Result<[Groups; N], StoreFault> {
+        let sql = self.sql().ok_or(StoreFault::Absent)?;
+        let statements = queries.iter().map(|query| query.statement(sql)).collect();
+        let mut tables = self.select(statements).await?.into_iter();
+        Ok(queries.map(|query| groups(&query, tables.next().unwrap_or_default())))
+    }
+
     /// Runs statements that only read, all on one view of the store, and returns the rows of each.
     pub async fn select(&self, statements: Vec<Statement>) -> Result<Vec<Table>, StoreFault> {
         let within = async {

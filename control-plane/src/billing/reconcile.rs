@@ -72,6 +72,7 @@ pub fn question(from: Day, to: Day) -> Query {
     Query {
         hours: Hours::of_days(from, to),
         equal: Vec::new(),
+        among: Vec::new(),
         by: std::iter::once(Field::Day).chain(fields).collect(),
         after: None,
         limit: read::ROWS_MAX, // more is an error, never a part

@@ -58,6 +58,14 @@ pub struct Tail {
     pub now: fn() -> UnixMillis,
 }
 
+/// What the log has beyond what was read, by partition.
+#[derive(Default)]
+struct Lags {
+    of: Offsets,
+    /// When it was measured, if everything that had been read was written then.
+    at: Option<UnixMillis>,
+}
+
 /// The open store and how far it is.
 struct Open {
     writer: Writer,
@@ -91,7 +99,7 @@ impl Tail {
     async fn follow(&mut self, backoff: &mut Duration) -> Result<Infallible, StoreFault> {
         let mut open = self.open().await?;
         self.source.seek(&open.begins()).await?;
-        let mut lags = BTreeMap::new();
+        let mut lags = Lags::default();
         self.tell(open.book.partitions.values(), &lags);
         let (mut measured, mut forgotten): (Option<Instant>, Option<Instant>) = (None, None);
         let mut records = self.source.read().await?;
@@ -125,13 +133,20 @@ impl Tail {
             }
             if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
                 measured = Some(Instant::now());
+                let begun = Some((self.now)());
                 match self.source.lag().await {
-                    Ok(found) => lags = found,
+                    // What was read and is not written would be missing.
+                    Ok(of) => {
+                        lags = Lags {
+                            of,
+                            at: begun.filter(|_| records.is_empty()),
+                        }
+                    }
                     Err(fault) => {
                         tracing::debug!(error = %fault, "the billing store's lag cannot be measured");
                     }
                 }
-                publish(&lags);
+                publish(&lags.of);
                 self.tell(open.book.partitions.values(), &lags);
             }
         }
@@ -154,7 +169,7 @@ impl Tail {
             match opened.await?? {
                 Ok(opened) => break opened,
                 Err(progress) => {
-                    self.tell(progress.iter(), &BTreeMap::new());
+                    self.tell(progress.iter(), &Lags::default());
                     while self.shared.holds.try_recv().is_ok() {} // whoever asks is told that it is not us
                     sleep(STANDBY).await;
                 }
@@ -180,7 +195,7 @@ impl Tail {
             let within = |record: &Record| record.offset < stops.get(&record.partition).copied().unwrap_or(0);
             let (now, later): (Vec<Record>, Vec<Record>) = records.into_iter().partition(within);
             open = write(open, now, (self.now)()).await?;
-            self.tell(open.book.partitions.values(), &BTreeMap::new());
+            self.tell(open.book.partitions.values(), &Lags::default());
             records = later;
             let reached = open.book.offsets();
             let is_there =
@@ -199,7 +214,7 @@ impl Tail {
         Ok((open, records))
     }
 
-    fn tell<'a>(&self, reached: impl Iterator<Item = &'a Progress>, lags: &Offsets) {
+    fn tell<'a>(&self, reached: impl Iterator<Item = &'a Progress>, lags: &Lags) {
         tell(&self.shared.told, reached, lags);
     }
 }
@@ -228,12 +243,13 @@ impl Open {
 fn tell<'a>(
     told: &watch::Sender<BTreeMap<i32, Freshness>>,
     reached: impl Iterator<Item = &'a Progress>,
-    lags: &Offsets,
+    lags: &Lags,
 ) {
     let fresh = reached.map(|progress| {
         let fresh = Freshness {
             progress: *progress,
-            lag: lags.get(&progress.partition).copied(),
+            lag: lags.of.get(&progress.partition).copied(),
+            measured_at: lags.at,
         };
         (progress.partition, fresh)
     });

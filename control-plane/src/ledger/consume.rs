@@ -381,7 +381,11 @@ mod tests {
                 oldest: None,
                 newest: UnixMillis(0),
             };
-            Freshness { progress, lag: None }
+            Freshness {
+                progress,
+                lag: None,
+                measured_at: None,
+            }
         };
         for (stored, kept_from) in [
             (None, 10),

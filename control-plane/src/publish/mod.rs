@@ -298,6 +298,12 @@ impl Publisher {
         Err(refusal)
     }
 
+    /// Whether this replica may answer a node: the node is registered, and a majority confirms what is here.
+    pub(crate) async fn vouches(&self, node: &PeerIdentity) -> Result<(), Status> {
+        self.registered(node).await?;
+        self.0.contact.check()
+    }
+
     /// Follows a region's view.
     async fn region(&self, region: Region) -> watch::Receiver<RegionView> {
         self.off_thread(move |publisher| {

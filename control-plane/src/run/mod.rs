@@ -46,6 +46,7 @@ use crate::identity::{Authority, IdentityFault, LiveCertificate, Material, PeerI
 use crate::ledger::SourceKind;
 use crate::publish::Publisher;
 use crate::raft::{self, Cluster, MembersFault, ProposeFault, RaftConfig};
+use crate::reading::Reading;
 use crate::{clock, grantor, ledger, metrics};
 
 pub use self::init::{Initialized, exists, init};
@@ -189,6 +190,7 @@ pub async fn start(config: Config) -> Result<Running, StartFault> {
         home.cluster.clone(),
         cluster.clone(),
         publisher.clone(),
+        Reading::new(cluster.watch(), billing.clone(), clock::now),
         stop_listening.clone(),
     ));
     let fleet = Arc::new(AllReplicas {

@@ -14,6 +14,7 @@ use crate::identity::authority::LEAF_LIFE;
 use crate::identity::{PeerIdentity, accept};
 use crate::publish::{Publisher, fleet};
 use crate::raft::{Cluster, PeerExtras};
+use crate::reading::Reading;
 
 /// What the peer port serves besides consensus.
 struct Extras {
@@ -52,6 +53,7 @@ pub(super) async fn serve(
     id: ClusterId,
     cluster: Cluster,
     publisher: Publisher,
+    reading: Reading,
     stop: CancellationToken,
 ) {
     let incoming = accept::incoming(listener, tls, id, stop.clone());
@@ -62,6 +64,7 @@ pub(super) async fn serve(
     let served = tonic::transport::Server::builder()
         .add_service(cluster.service(Arc::new(extras)))
         .add_service(publisher.service(LEAF_LIFE))
+        .add_service(reading.service(publisher))
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
         .await;
     if let Err(fault) = served {

@@ -143,11 +143,12 @@ impl Ask {
             .iter()
             .filter_map(|(dimension, text)| match field(*dimension) {
                 Field::Of(dimension) => Some((dimension, text.clone())),
-                Field::Hour | Field::Day | Field::Month => None, // among the hours
+                Field::Hour | Field::Day | Field::Week | Field::Month => None, // among the hours
             });
         Ok(Query {
             hours: self.hours(),
             equal: equal.collect(),
+            among: Vec::new(),
             by,
             after,
             limit: self.window.limit,
