@@ -12,6 +12,8 @@
 //! | [`catalog`], [`usage`] | what comes from the control plane; what goes to the usage log |
 //! | [`lengths`], [`ratios`] | PURE: how long an endpoint's answers are and how many tokens its texts, as its answers have shown |
 //! | [`lease`] | budgets: money that may be spent without asking anybody |
+//! | [`reading`] | what tenants read of their own usage, asked of a control peer |
+//! | [`peers`] | unary calls to whichever control peer answers |
 //! | [`identity`] | who this node is: join, certificate, secrets |
 //! | [`plane`] | what the requests of one core share |
 
@@ -30,9 +32,11 @@ pub mod logs;
 pub mod metrics;
 pub mod minute;
 pub mod ops;
+pub mod peers;
 pub mod pipeline;
 pub mod plane;
 pub mod ratios;
+pub mod reading;
 pub mod routing;
 pub mod run;
 #[cfg(test)]

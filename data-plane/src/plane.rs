@@ -18,6 +18,7 @@ use crate::lengths::Lengths;
 use crate::metrics::Meters;
 use crate::minute::FreeMinute;
 use crate::ratios::Ratios;
+use crate::reading::Reading;
 use crate::upstream::Upstream;
 use crate::usage::Writer;
 
@@ -84,6 +85,8 @@ pub struct Plane {
     pub live: Live,
     /// What this node may spend of budgets.
     pub desk: Desk,
+    /// What tenants read of their usage.
+    pub reading: Reading,
     /// This core's usage writer.
     pub writer: Writer,
     /// This core's connections to providers.

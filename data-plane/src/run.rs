@@ -22,6 +22,7 @@ use crate::lease::{self, Call, Desk, Inheritance, Leases, Places};
 use crate::minute::FreeMinute;
 use crate::ops::{self, Ops};
 use crate::plane::{Dice, Limits, Names, Phase, Plane, Streams};
+use crate::reading::{self, Reading};
 use crate::server::{self, Crowd, Deadlines, Stage};
 use crate::upstream::{self, Upstream};
 use crate::usage::{self, Usage};
@@ -130,8 +131,9 @@ pub async fn start(config: &Config) -> Result<Running, StartFault> {
     // A thread of its own: decoding a large snapshot never takes a serving core. It serves from disk first.
     catalog::subscribe::spawn(live.clone(), subscription, cancel.clone()).map_err(StartFault::Thread)?;
     let link = Link {
-        call: lease::link::to_peers(peers.clone(), dial),
+        call: lease::link::to_peers(peers.clone(), dial.clone()),
         desk,
+        reads: Some(reading::to_peers(peers.clone(), dial)),
     };
     let started = serve_until(config, names, live, cancel.clone(), Some(link)).await;
     match &started {
@@ -167,15 +169,20 @@ pub async fn serve_leased(
         names,
         live,
         CancellationToken::new(),
-        Some(Link { call, desk }),
+        Some(Link {
+            call,
+            desk,
+            reads: None,
+        }),
     )
     .await
 }
 
-/// Whom to lease from, and where to leave the desk.
+/// Whom to lease from, where to leave the desk, and whom to ask what tenants want to read.
 struct Link {
     call: Call,
     desk: Arc<OnceLock<Desk>>,
+    reads: Option<reading::Call>,
 }
 
 async fn serve_until(
@@ -200,6 +207,7 @@ async fn serve_until(
     // Ahead of the spool's recovery, which ships and removes what this is read from.
     let inheritance = inherit(&places).await.map_err(kept)?;
     let usage = Arc::new(start_usage(&config.usage, &spool, threads).await?);
+    let reading = Reading::new(link.as_ref().and_then(|link| link.reads.clone()));
     let (leases, desk) = match link {
         Some(link) => {
             let started = Leases::start(places, inheritance, usage.track(), link.call);
@@ -229,6 +237,7 @@ async fn serve_until(
             limits: limits(config)?,
             live: live.clone(),
             desk: desk.clone(),
+            reading: reading.clone(),
             writer: usage.writer(number),
             pool: upstream::Settings {
                 idle_max: config.upstream.idle_connections_max,
@@ -384,6 +393,7 @@ struct Core {
     limits: Limits,
     live: Live,
     desk: Desk,
+    reading: Reading,
     writer: usage::Writer,
     pool: upstream::Settings,
     tls: Arc<rustls::ClientConfig>,
@@ -420,6 +430,7 @@ impl Core {
             limits: self.limits,
             live: self.live,
             desk: self.desk,
+            reading: self.reading,
             writer: self.writer,
             upstream: Upstream::new(self.pool, self.tls),
             health: std::cell::RefCell::default(),

@@ -1,5 +1,7 @@
-//! The public API: which path leads where. Everything that reaches a provider goes through [`crate::pipeline`].
+//! The public API: which path leads where. Everything that reaches a provider goes through [`crate::pipeline`]; what tenants read of
+//! their own usage is [`account`].
 
+pub mod account;
 pub mod models;
 pub mod reply;
 
@@ -10,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Version};
 use hyper::body::Incoming;
 use tollway_shared::fault::Fault;
 
+use self::account::Noun;
 use crate::pipeline::{self, Arrival};
 use crate::plane::Plane;
 use reply::Reply;
@@ -32,6 +35,18 @@ pub async fn route(plane: &Rc<Plane>, request: Request<Incoming>) -> Reply {
         "chat/completions" => not_allowed(plane, &request, "POST"),
         "models" if get => models::list(plane, request.headers()),
         "models" => not_allowed(plane, &request, "GET"),
+        "generation" if get => account::read(plane, request, Noun::Generation).await,
+        "credits" if get => account::read(plane, request, Noun::Credits).await,
+        "key" | "auth/key" if get => account::read(plane, request, Noun::Key).await,
+        "activity" if get => account::read(plane, request, Noun::Activity).await,
+        "analytics/meta" if get => account::read(plane, request, Noun::AnalyticsMeta).await,
+        "analytics/query" if request.method() == Method::POST => {
+            account::read(plane, request, Noun::Analytics).await
+        }
+        "analytics/query" => not_allowed(plane, &request, "POST"),
+        "generation" | "credits" | "key" | "auth/key" | "activity" | "analytics/meta" => {
+            not_allowed(plane, &request, "GET")
+        }
         _ => match rest.strip_prefix("models/") {
             Some(slug) if get => models::one(plane, request.headers(), slug),
             Some(_) => not_allowed(plane, &request, "GET"),

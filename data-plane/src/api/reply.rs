@@ -179,13 +179,7 @@ pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> R
     if let Some(id) = id {
         name(&mut headers, id);
     }
-    // Both headers say the same: clients obey the one and time themselves by the other.
-    let retry = if spec.retry { "true" } else { "false" };
-    headers.insert("x-should-retry", HeaderValue::from_static(retry));
-    if spec.retry {
-        let seconds = fault.retry_after().unwrap_or(RETRY_AFTER_SECONDS);
-        headers.insert(RETRY_AFTER, seconds.into());
-    }
+    retry(&mut headers, fault);
     if let Fault::FreeQuota { limit, resets_at, .. } = fault {
         text(&mut headers, "x-ratelimit-limit", &limit.to_string());
         text(&mut headers, "x-ratelimit-remaining", "0");
@@ -207,6 +201,19 @@ pub fn fault(fault: &Fault, id: Option<&RequestId>, mut headers: HeaderMap) -> R
         }
     }
     json(status, headers, &body)
+}
+
+/// Whether and when the same request may come again. Both headers say the same: clients obey the one and time themselves by the other.
+pub fn retry(headers: &mut HeaderMap, fault: &Fault) {
+    let may = fault.spec().retry;
+    headers.insert(
+        "x-should-retry",
+        HeaderValue::from_static(if may { "true" } else { "false" }),
+    );
+    if may {
+        let seconds = fault.retry_after().unwrap_or(RETRY_AFTER_SECONDS);
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
 }
 
 /// A fault as the last event of a stream. The code is a number: strict clients refuse a text here.

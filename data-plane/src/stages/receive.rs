@@ -72,7 +72,8 @@ fn deadline(limits: &Limits, began: Instant, received: usize) -> Instant {
     }
 }
 
-async fn collect(mut body: Incoming, limits: &Limits) -> Result<Bytes, Fault> {
+/// Reads a body that is not larger than allowed, and not slower.
+pub async fn collect(mut body: Incoming, limits: &Limits) -> Result<Bytes, Fault> {
     let (max, began, mut received) = (limits.body_bytes_max, Instant::now(), 0);
     let stated = body.size_hint().exact();
     if stated.is_some_and(|length| length > max as u64) {

@@ -12,5 +12,6 @@ mod hang_up;
 mod leases;
 mod log;
 mod node;
+mod reading;
 mod recorded;
 mod refusals;

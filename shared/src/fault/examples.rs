@@ -68,6 +68,7 @@ impl Fault {
                 level: "project",
                 budget: text(),
             },
+            Self::GenerationNotFound { id: text() },
             Self::RouteNotFound {
                 method: "GET".into(),
                 path: "/".into(),
@@ -110,6 +111,7 @@ impl Fault {
             Self::ControlPlaneStale,
             Self::NodeRemoved,
             Self::BudgetUnavailable,
+            Self::UsageUnavailable,
             Self::BillingUnavailable,
             Self::Overloaded,
             Self::Draining,

@@ -6,40 +6,18 @@
 mod attempt;
 mod examples;
 mod limit;
+mod spec;
 mod text;
 
 pub use attempt::AttemptFault;
 use attempt::{attempt_hint, attempts_failed};
 pub use limit::LimitNote;
+use spec::spec;
+pub use spec::{FaultSpec, Owner};
 use text::{close_matches, date, resets_hint, said, successor_hint};
 
 use crate::ids::{ModelId, ProviderId};
 use crate::time::UnixMillis;
-
-/// Who has to act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Owner {
-    /// Whoever sent the request.
-    Caller,
-    /// Whoever administers the tenant: budgets, keys, policies.
-    Tenant,
-    /// A provider.
-    Provider,
-    /// Whoever runs this cluster.
-    Operator,
-}
-
-impl Owner {
-    /// The name used in the README's table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Caller => "caller",
-            Self::Tenant => "tenant",
-            Self::Provider => "provider",
-            Self::Operator => "operator",
-        }
-    }
-}
 
 /// Why a request was not answered as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -165,6 +143,14 @@ pub enum Fault {
         /// The budget's id.
         budget: String,
     },
+    /// No record of such a request that the key may read, or not yet.
+    #[error(
+        "there is no generation `{id}` in the project of this API key; one that has just ended may take some seconds to be counted"
+    )]
+    GenerationNotFound {
+        /// What was asked for.
+        id: String,
+    },
     /// No such path.
     #[error("there is no route {method} {path}")]
     RouteNotFound {
@@ -251,6 +237,11 @@ pub enum Fault {
     /// Nobody can say what a budget has left.
     #[error("a budget of this API key cannot be checked right now; try again shortly")]
     BudgetUnavailable,
+    /// Nobody can say what was used.
+    #[error(
+        "usage and credit cannot be read right now, as the control plane does not answer; requests to models are not affected"
+    )]
+    UsageUnavailable,
     /// Usage cannot be recorded, so paid traffic is shed.
     #[error("usage cannot be recorded on this node; try another node")]
     BillingUnavailable,
@@ -274,31 +265,6 @@ pub struct UpstreamNote<'a> {
     pub status: Option<u16>,
     /// What it said, unless that is about our credential there.
     pub message: Option<&'a str>,
-}
-
-/// The public facts of a fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FaultSpec {
-    /// Stable code, `error.code` in the OpenAI shape.
-    pub code: &'static str,
-    /// HTTP status.
-    pub status: u16,
-    /// `error.type` in the OpenAI shape.
-    pub kind: &'static str,
-    /// Who must act.
-    pub owner: Owner,
-    /// Whether the official clients should retry by themselves (`x-should-retry`).
-    pub retry: bool,
-}
-
-const fn spec(code: &'static str, status: u16, kind: &'static str, owner: Owner, retry: bool) -> FaultSpec {
-    FaultSpec {
-        code,
-        status,
-        kind,
-        owner,
-        retry,
-    }
 }
 
 impl Fault {
@@ -338,6 +304,13 @@ impl Fault {
                 *window == "minute",
             ),
             Self::RequestTooDear { .. } => spec("request_too_dear", 403, "insufficient_quota", Tenant, false),
+            Self::GenerationNotFound { .. } => spec(
+                "generation_not_found",
+                404,
+                "invalid_request_error",
+                Caller,
+                false,
+            ),
             Self::RouteNotFound { .. } => {
                 spec("route_not_found", 404, "invalid_request_error", Caller, false)
             }
@@ -375,6 +348,7 @@ impl Fault {
             Self::ControlPlaneStale => spec("control_plane_stale", 503, "server_error", Operator, true),
             Self::NodeRemoved => spec("node_removed", 503, "server_error", Operator, true),
             Self::BudgetUnavailable => spec("budget_unavailable", 503, "server_error", Operator, true),
+            Self::UsageUnavailable => spec("usage_unavailable", 503, "server_error", Operator, true),
             Self::BillingUnavailable => spec("billing_unavailable", 503, "server_error", Operator, true),
             Self::Overloaded => spec("overloaded", 503, "server_error", Operator, true),
             Self::Draining => spec("draining", 503, "server_error", Operator, true),
