@@ -41,9 +41,20 @@ class Quickstart:
 
     def admin_get(self, path: str):
         """The JSON answer of the admin API to a GET."""
-        request = urllib.request.Request(
-            self.admin_url.rstrip("/") + path, headers={"authorization": f"Bearer {self.admin_key}"}
-        )
+        return self.admin_send("GET", path)
+
+    def admin_send(self, method: str, path: str, body=None):
+        """The JSON answer of the admin API."""
+        return self._send(method, self.admin_url.rstrip("/") + path, self.admin_key, body)
+
+    def post(self, api_key: str, path: str, body):
+        """The JSON answer of the public API to a POST."""
+        return self._send("POST", self.base_url + path, api_key, body)
+
+    def _send(self, method: str, url: str, key: str, body):
+        headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
         # No proxy of the environment may stand between a test and loopback.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=TIMEOUT_S) as answer:
