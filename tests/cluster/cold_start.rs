@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tollway_tests::cluster::Plan;
 use tollway_tests::traffic::{self, Call, Usage};
 use tollway_tests::wait;
@@ -12,6 +12,13 @@ use crate::world::{FAST, World};
 
 /// The promise: from the replicas' readiness to a node on a newer revision.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the tenant reads of its credit: status and body.
+async fn credits(client: &reqwest::Client, api_url: &str, key: &str) -> Result<(u16, Value)> {
+    let request = client.get(format!("{api_url}/credits")).bearer_auth(key);
+    let answer = request.send().await?;
+    Ok((answer.status().as_u16(), answer.json().await?))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_serves_from_disk_and_follows_the_returning_control_plane() -> Result<()> {
@@ -44,6 +51,9 @@ async fn a_node_serves_from_disk_and_follows_the_returning_control_plane() -> Re
         }
         let answer = traffic::send(&client, &node.api_url, "sk-tw-v1-wrong", &Call::plain(FAST, "x")).await;
         assert_eq!(answer.status, Some(401), "a wrong key is wrong from disk too");
+        let (status, body) = credits(&client, &node.api_url, &world.keys[0].1).await?;
+        assert_eq!(status, 503, "nobody says what was used: {body}");
+        assert_eq!(body["error"]["metadata"]["code"], "usage_unavailable");
     }
     for replica in &mut world.cluster.replicas {
         replica.start()?;
@@ -69,5 +79,16 @@ async fn a_node_serves_from_disk_and_follows_the_returning_control_plane() -> Re
         "all nodes at the new revision {:?} after the return",
         returned.elapsed()
     );
+    for node in &world.cluster.nodes {
+        wait::until_ok(FOLLOWS_WITHIN, "usage can be read again", || async {
+            let (status, body) = credits(&client, &node.api_url, &world.keys[0].1).await?;
+            ensure!(
+                status == 200 && body["data"]["total_usage"] == 0,
+                "{status} {body}"
+            );
+            Ok::<_, anyhow::Error>(())
+        })
+        .await;
+    }
     Ok(())
 }
