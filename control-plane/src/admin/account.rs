@@ -279,7 +279,9 @@ fn shown(state: &State, id: &OrganizationId) -> Account {
 fn view(organization: &OrganizationId, transfer: &account::Transfer) -> Transfer {
     let (kind, method) = match transfer.cause {
         Cause::Moved(CreditMove::TopUp { method, .. }) => (TransferKind::TopUp, Some(method.into())),
-        Cause::Moved(CreditMove::Refund { .. } | CreditMove::TakenBack { .. }) => (TransferKind::Refund, None),
+        Cause::Moved(CreditMove::Refund { .. } | CreditMove::TakenBack { .. }) => {
+            (TransferKind::Refund, None)
+        }
         Cause::Moved(CreditMove::Adjustment { .. }) => (TransferKind::Adjustment, None),
         Cause::Usage(_) => (TransferKind::Usage, None),
     };

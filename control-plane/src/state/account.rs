@@ -278,7 +278,9 @@ fn legs(state: &State, made: &CreditMove) -> Result<Vec<Leg>, Refusal> {
             legs.extend((fee != NanoUsd::ZERO).then_some((RevenueFee, fee)));
             legs
         }
-        CreditMove::Refund { amount } | CreditMove::TakenBack { amount } => vec![(Available, minus(*amount)), (Refunds, *amount)],
+        CreditMove::Refund { amount } | CreditMove::TakenBack { amount } => {
+            vec![(Available, minus(*amount)), (Refunds, *amount)]
+        }
         CreditMove::Adjustment { amount } => vec![(Available, *amount), (Adjustments, minus(*amount))],
     })
 }
