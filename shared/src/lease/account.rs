@@ -87,19 +87,15 @@ pub(super) fn grantable(book: &Book, lease: &Lease) -> i128 {
     book.free.min(i128::from(COUNTER_MAX - lease.granted)).max(0)
 }
 
-/// Takes the larger of each counter.
-pub(super) fn merge(lease: &mut Lease, line: &Line, now: UnixMillis) {
+/// Takes the larger of each counter; `serial` is the report's.
+pub(super) fn merge(lease: &mut Lease, line: &Line, serial: u64, now: UnixMillis) {
     // Who obeys is not silent, even if it has been told to give back more in the meantime.
     if line.recall > lease.obeyed {
         lease.recalled_at = now;
     }
-    // Hints go with the newest report: the one that knows most of any counter.
-    let newer = line.spent >= lease.spent
-        && line.returned >= lease.returned
-        && line.seen >= lease.seen
-        && line.recall >= lease.obeyed;
-    if newer {
-        lease.held = line.held;
+    // What is held goes up and down: only the serial says which report is the newest.
+    if serial > lease.heard {
+        (lease.held, lease.heard) = (line.held, serial);
     }
     lease.spent = lease.spent.max(line.spent);
     lease.returned = lease.returned.max(line.returned);

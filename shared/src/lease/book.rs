@@ -25,6 +25,8 @@ pub struct Lease {
     pub seen: i64,
     /// Held by requests in flight, at the last report.
     pub held: i64,
+    /// The serial of that report.
+    pub heard: u64,
     /// The part of `granted` that was given for the time without a control plane.
     pub reserve: i64,
     /// The newest recall, counted from 1.

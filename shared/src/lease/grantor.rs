@@ -301,7 +301,7 @@ impl Books {
             // Who was granted nothing has nothing to report.
             let book = account.book_mut(line.epoch);
             if let Some(book) = book.filter(|book| book.leases.contains_key(&report.incarnation)) {
-                book.line(report.incarnation, |lease| merge(lease, line, now));
+                book.line(report.incarnation, |lease| merge(lease, line, report.serial, now));
                 effects.extend(self.mend(&line.budget, now));
             }
         }

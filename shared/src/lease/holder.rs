@@ -50,6 +50,8 @@ struct Kept {
 struct Meter {
     /// The last counters that the control plane has confirmed.
     acked: Option<Line>,
+    /// The serial of the report that said them: what is held goes up and down, only that says which is the last.
+    acked_by: u64,
     /// What was spent when burn was last measured, and when that was.
     spent: i64,
     at: UnixMillis,
@@ -186,6 +188,7 @@ impl Holder {
         slice.merge(grant, now);
         let meter = Meter {
             acked: None,
+            acked_by: 0,
             spent: grant.spent,
             at: now,
             last: grant.spent,
@@ -246,8 +249,8 @@ impl Holder {
             let Some(kept) = self.kept.get_mut(&place) else {
                 continue;
             };
-            if kept.meter.acked.as_ref().is_none_or(|acked| older(acked, line)) {
-                kept.meter.acked = Some(line.clone());
+            if kept.meter.acked_by < report.serial {
+                (kept.meter.acked, kept.meter.acked_by) = (Some(line.clone()), report.serial);
             }
         }
         let done = |kept: &Kept, slices: &Slices| {
@@ -348,14 +351,6 @@ impl Holder {
     pub fn slice(&self, budget: &BudgetId, epoch: Epoch) -> Option<&Arc<Slice>> {
         self.kept.get(&(budget.clone(), epoch)).map(|kept| &kept.slice)
     }
-}
-
-/// Whether confirmed counters were taken before these.
-fn older(acked: &Line, line: &Line) -> bool {
-    acked.spent <= line.spent
-        && acked.returned <= line.returned
-        && acked.seen <= line.seen
-        && acked.recall <= line.recall
 }
 
 impl Kept {

@@ -220,3 +220,60 @@ fn who_does_not_answer_a_recall_does_not_keep_others_from_being_asked() {
         (recalling, vec![(lives[1], 100)])
     );
 }
+
+/// A node and the books that leased it 10 of 10: what it holds and its report goes through both.
+fn leased_ten() -> (Books, Holder) {
+    let mut books = Books::default();
+    let span = Span {
+        start: UnixMillis(0),
+        end: None,
+    };
+    drop(books.put(&budget("b"), &Terms::money(NanoUsd(10)), span, 0, NOW));
+    assert!(books.enlist(LIFE, &NodeId::trusted("n1"), NOW));
+    let mut holder = Holder::new(LIFE);
+    let want = Want {
+        budget: budget("b"),
+        epoch: Epoch(1),
+        seen: 0,
+        room: 0,
+        amount: 10,
+        least: 10,
+        urgent: true,
+        burn: 0,
+    };
+    let ask = holder.ask(vec![want]);
+    let (answer, _) = books.grant(&ask, NOW);
+    holder.take(&answer, NOW);
+    (books, holder)
+}
+
+#[test]
+fn a_late_report_does_not_bring_a_hold_back() {
+    let (mut books, mut holder) = leased_ten();
+    let slice = holder.slices().get(&budget("b")).unwrap().clone();
+    assert!(slice.take(10, Reach::Connected));
+    let holding = holder.report(NOW, usize::MAX);
+    slice.untake(10);
+    let free = holder.report(NOW, usize::MAX);
+    for report in [&free, &holding] {
+        drop(books.settle(report, NOW));
+    }
+    let lease = |books: &Books| books.accounts.get(&budget("b")).unwrap().book.leases[&LIFE].clone();
+    assert_eq!(lease(&books).idle(), 10);
+}
+
+#[test]
+fn a_late_confirmation_does_not_keep_a_hold_from_being_reported() {
+    let (mut books, mut holder) = leased_ten();
+    let slice = holder.slices().get(&budget("b")).unwrap().clone();
+    let free = holder.report(NOW, usize::MAX);
+    assert!(slice.take(10, Reach::Connected));
+    let holding = holder.report(NOW, usize::MAX);
+    for report in [&holding, &free] {
+        let (confirmed, _) = books.settle(report, NOW);
+        holder.confirmed(report, &confirmed, NOW);
+    }
+    slice.untake(10);
+    let lines = holder.report(NOW, usize::MAX).lines;
+    assert_eq!(lines.iter().map(|line| line.held).collect::<Vec<_>>(), [0]);
+}
