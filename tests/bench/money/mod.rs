@@ -80,7 +80,12 @@ pub(crate) async fn run(programs: Programs<'_>, provider: SocketAddr, size: Size
     Ok(json!({
         "version": 1,
         "machine": {"cores": std::thread::available_parallelism()?.get()},
-        "waits": {"requests": waits.requests, "waits": waits.waits, "p50_us": waits.p50_us, "p99_us": waits.p99_us},
+        "waits": {
+            "first": {"requests": waits.first.requests, "waits": waits.first.waits},
+            "then": {"requests": waits.then.requests, "waits": waits.then.waits},
+            "p50_us": waits.p50_us,
+            "p99_us": waits.p99_us,
+        },
         "ledger": {"events": size.events, "event_bytes": bytes / size.events, "store": folds},
     }))
 }

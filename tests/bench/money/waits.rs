@@ -1,6 +1,7 @@
 //! The share of requests that wait for a lease: a node with budgets on four levels of every caller's path, under a steady load.
 //!
-//! Nobody has leased anything before the first request, so the figure has the first waits of every budget in it.
+//! Nobody has leased anything before the first request, so the first seconds are told apart: then every budget of every caller is
+//! leased for the first time, by a node that does not know yet how much of it is used.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,12 +23,43 @@ const RATE_PER_S: u32 = 10;
 /// What the budget of a key has, US dollars; of the levels above, as much as all below. A request costs some $0.00005.
 const KEY_LIMIT: usize = 1;
 
+/// The first seconds.
+const FIRST: Duration = Duration::from_secs(5);
+
+/// Requests that the node answered, and how many of them waited for a lease.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Count {
+    pub(crate) requests: f64,
+    pub(crate) waits: f64,
+}
+
+impl Count {
+    fn of(metrics: &Metrics) -> Self {
+        Self {
+            requests: metrics.sum("tollway_requests_total"),
+            waits: metrics.sum("tollway_lease_waits_total"),
+        }
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            requests: self.requests - earlier.requests,
+            waits: self.waits - earlier.waits,
+        }
+    }
+
+    fn text(self) -> String {
+        let share = 100.0 * self.waits / self.requests;
+        format!("{:.0} of {:.0} ({share:.2} %)", self.waits, self.requests)
+    }
+}
+
 /// What was counted.
 pub(crate) struct Waits {
-    /// Requests that the node answered.
-    pub(crate) requests: f64,
-    /// Of those, how many waited for a lease.
-    pub(crate) waits: f64,
+    /// In the first seconds.
+    pub(crate) first: Count,
+    /// After them.
+    pub(crate) then: Count,
     /// Of a whole answer, microseconds.
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
@@ -37,10 +69,9 @@ impl Waits {
     /// How it is printed.
     pub(crate) fn line(&self) -> String {
         format!(
-            "{:.0} of {:.0} requests waited for a lease ({:.2} %): {KEYS} keys, budgets on 4 levels, {} requests/s; answers p50 {:.0} µs, p99 {:.0} µs",
-            self.waits,
-            self.requests,
-            100.0 * self.waits / self.requests,
+            "waited for a lease: {} in the first {FIRST:?}, {} after; {KEYS} keys, budgets on 4 levels, {} requests/s; answers p50 {:.0} µs, p99 {:.0} µs",
+            self.first.text(),
+            self.then.text(),
             KEYS as u32 * RATE_PER_S,
             self.p50_us,
             self.p99_us,
@@ -57,7 +88,7 @@ pub(crate) async fn measure(mut making: Making<'_>, provider: SocketAddr, lasts:
 
     let model = gateway.model.as_deref().unwrap_or_default();
     let work = Work::chat(model, "", 1_000, false);
-    let before = Metrics::of(ops)?;
+    let before = Count::of(&Metrics::of(ops)?);
     let targets: Vec<Target> = keys
         .into_iter()
         .map(|api_key| Target {
@@ -70,8 +101,13 @@ pub(crate) async fn measure(mut making: Making<'_>, provider: SocketAddr, lasts:
     let loads = targets
         .iter()
         .map(|target| open_loop(target, &work, RATE_PER_S, lasts, || {}));
-    let outcomes = join_all(loads).await;
-    let after = Metrics::of(ops)?;
+    let first = async {
+        tokio::time::sleep(FIRST).await;
+        Metrics::of(ops)
+    };
+    let (outcomes, first) = tokio::join!(join_all(loads), first);
+    let first = Count::of(&first?);
+    let after = Count::of(&Metrics::of(ops)?);
     let mut times = Vec::new();
     for outcome in outcomes {
         ensure!(
@@ -82,10 +118,9 @@ pub(crate) async fn measure(mut making: Making<'_>, provider: SocketAddr, lasts:
         );
         times.extend(outcome.times);
     }
-    let counted = |name: &str| after.sum(name) - before.sum(name);
     Ok(Waits {
-        requests: counted("tollway_requests_total"),
-        waits: counted("tollway_lease_waits_total"),
+        first: first.since(before),
+        then: after.since(first),
         p50_us: quantile(&times, 0.5, |times| times.total_us),
         p99_us: quantile(&times, 0.99, |times| times.total_us),
     })
