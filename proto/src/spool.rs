@@ -22,7 +22,8 @@ pub enum SpoolRecord {
     /// A request is about to reach a provider: its event as known so far, without a sequence. Again, in place of the one before, when
     /// it goes to another endpoint.
     ///
-    /// Its `tokens` are what is billed, as an estimate, if nothing more is ever known: the prompt, because a provider bills it from the
+    /// Its `tokens` are what is billed, as an estimate, if nothing more is ever known. Nothing while there is no connection that the request
+    /// could go out on: it is written again once there is one. Then the prompt, because a provider bills it from the
     /// first byte on, and of the answer what the provider is expected to bill although nobody hears it. Where it stops when its caller
     /// is gone, that is nothing; where it works on (`bills_after_cancel`), the length its answers usually have, within the request's cap:
     /// as the core that serves it has seen since the node started, 0 before the first. A caller's whole hold is not billed: it is many times what answers use.

@@ -102,9 +102,11 @@ pub async fn first_byte(
             .and_then(|credential| prepared(cx, candidate, credential.as_deref(), encoded, ask));
         let answered = match call {
             Ok(call) => {
+                let connects = !cx.plane.upstream.keeps(&candidate.provider, &call.0);
                 let serving = Serving {
                     revision: cx.snapshot.revision,
                     byok: matches!(&chosen, Ok(Some(one)) if one.owner.is_some()),
+                    connects,
                     output_tokens_max: hold::output_tokens_max(&cx.snapshot, candidate),
                 };
                 cx.record.begin(candidate, caller, ask, serving)?;

@@ -3,10 +3,10 @@
 //! What is not written when the node dies is not billed, so records must be close together measured by the answer; each is a write(2),
 //! so they must be far apart measured by the clock. Hence two bounds, of which the earlier one counts:
 //! - [`TOKENS`] more: a provider that sends a lot at once costs one record per so many tokens, and no crash loses more than these;
-//! - [`EVERY`], if the answer has grown by a [`SHARE`]th meanwhile: the usual 50 to 200 tokens a second are known to 3 to 10 tokens
+//! - [`EVERY`], if the answer has grown by a [`SHARE`]th meanwhile: the usual 50 to 200 tokens a second are known to 1 to 4 tokens
 //!   while an answer is short, and a long one does not write more than its size justifies.
 //!
-//! A stream of 500 tokens thus writes about 90 records of 75 bytes, one of 4,000 not over 400.
+//! A stream of 500 tokens thus writes about 150 records of 60 bytes, one of 4,000 not over 300.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 /// So many more tokens are always written down.
 pub(super) const TOKENS: u64 = 64;
 /// Fewer than that wait so long.
-pub(super) const EVERY: Duration = Duration::from_millis(50);
+pub(super) const EVERY: Duration = Duration::from_millis(20);
 /// And until they are one part in so many of what the answer has.
 pub(super) const SHARE: u64 = 64;
 
@@ -72,9 +72,9 @@ mod tests {
     fn records_are_close_together_in_tokens_and_few_in_time() {
         let ms = Duration::from_millis;
         for (tokens, per_event, event_every, writes, most) in [
-            // 100 tokens a second: 5 tokens apart, then a 64th of the answer.
-            (500, 1, ms(10), 70..=100, 7),
-            (4_000, 1, ms(10), 150..=250, TOKENS - 1),
+            // 100 tokens a second: 2 tokens apart, then a 64th of the answer.
+            (500, 1, ms(10), 140..=160, 7),
+            (4_000, 1, ms(10), 270..=300, TOKENS - 1),
             // As fast as a socket can: by tokens alone.
             (4_000, 1, ms(0), 62..=62, TOKENS - 1),
             (4_000, 40, ms(0), 50..=50, 40),

@@ -35,6 +35,8 @@ pub struct Serving {
     pub revision: Revision,
     /// The organization's own.
     pub byok: bool,
+    /// There is no connection yet that it can go out on.
+    pub connects: bool,
     /// The most completion tokens of one answer where the caller has no cap, as far as anybody knows.
     pub output_tokens_max: Option<u32>,
 }
@@ -61,6 +63,8 @@ struct Open {
     first_byte: Option<Instant>,
     /// The running attempt's request has left, so that its provider may be at work.
     reached: bool,
+    /// What is billed if nothing more is ever known is not written down yet: there is no connection that the request could go out on.
+    unpriced: bool,
     /// What the running attempt's provider bills of an answer that nobody waits for.
     expected: u64,
     /// The answer was read to its end: nothing more is expected of it.
@@ -106,7 +110,9 @@ impl Record {
             let mut event = self.intent(candidate, caller, ask, serving);
             event.attempts.append(&mut self.unsent);
             event.attempts.push(attempt);
-            estimate(&mut event, &size, expected);
+            if !serving.connects {
+                estimate(&mut event, &size, expected);
+            }
             let written = match &self.holding {
                 None => self.plane.writer.intent(&event),
                 Some(holding) => self.plane.writer.intent_holding(&event, &holding.held),
@@ -125,6 +131,7 @@ impl Record {
                 size,
                 first_byte: None,
                 reached: false,
+                unpriced: serving.connects,
                 expected,
                 whole: false,
                 pace: Pace::new(self.arrival.started),
@@ -135,12 +142,22 @@ impl Record {
         open.event.byok = serving.byok;
         open.event.attempts.push(attempt);
         (open.size, open.expected) = (size, expected);
-        estimate(&mut open.event, &size, expected);
-        if let Err(fault) = self.plane.writer.redirected(&open.event) {
-            // Its first intent stands: were the node to die now, it would be billed as at the endpoint before.
-            tracing::warn!(%fault, request = %self.arrival.request_id, "another endpoint of a request could not be recorded");
+        open.unpriced = serving.connects;
+        (open.event.tokens, open.event.estimator) = (TokenCounts::default(), None);
+        if !serving.connects {
+            estimate(&mut open.event, &size, expected);
         }
+        self.rewrite();
         Ok(())
+    }
+
+    /// Writes the intent again, in place of the one before.
+    fn rewrite(&self) {
+        let Some(open) = &self.open else { return };
+        if let Err(fault) = self.plane.writer.redirected(&open.event) {
+            // The one before stands: were the node to die now, it would be billed as that one says.
+            tracing::warn!(%fault, request = %self.arrival.request_id, "where a request goes could not be recorded");
+        }
     }
 
     /// An endpoint could not be called, so nothing went out: no usage, but the event of a later attempt names it.
@@ -172,8 +189,11 @@ impl Record {
     ///
     /// - `is_out`: false when it came back unsent.
     pub fn attempt_sent(&mut self, is_out: bool) {
-        if let Some(open) = &mut self.open {
-            open.reached = is_out;
+        let Some(open) = &mut self.open else { return };
+        open.reached = is_out;
+        if is_out && std::mem::take(&mut open.unpriced) {
+            estimate(&mut open.event, &open.size, open.expected);
+            self.rewrite();
         }
     }
 

@@ -82,6 +82,12 @@ struct Idle {
     since: Instant,
 }
 
+impl Idle {
+    fn is_fit(&self, now: Instant, settings: &Settings) -> bool {
+        now - self.since <= settings.idle_timeout && !self.connection.sender.is_closed()
+    }
+}
+
 #[derive(Debug)]
 struct Connection {
     sender: SendRequest<Sending>,
@@ -145,6 +151,17 @@ impl Upstream {
         let entry = (provider.base_url.clone(), origin.clone());
         origins.insert(provider.id.text(), entry);
         Some(origin)
+    }
+
+    /// Whether there is a connection that can be used again, as far as is known.
+    pub fn keeps(&self, provider: &Provider, origin: &Rc<Origin>) -> bool {
+        let place = Place {
+            origin: origin.clone(),
+            private_network: provider.private_network,
+        };
+        let idle = self.0.idle.borrow();
+        let last = idle.get(&place).and_then(|list| list.last());
+        last.is_some_and(|kept| kept.is_fit(Instant::now(), &self.0.settings))
     }
 
     /// Sends a request and waits for the answer's head. Deadlines: the provider's for a connection, and for the first byte from the
@@ -263,9 +280,7 @@ impl Upstream {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.0.idle.borrow_mut().retain(|_, list| {
-            list.retain(|kept| {
-                now - kept.since <= self.0.settings.idle_timeout && !kept.connection.sender.is_closed()
-            });
+            list.retain(|kept| kept.is_fit(now, &self.0.settings));
             !list.is_empty()
         });
     }

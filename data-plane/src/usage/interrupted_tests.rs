@@ -2,6 +2,9 @@
 
 use tollway_proto::usage::{EndState, UsageEvent, UsageSource};
 
+use tollway_shared::cost::Charge;
+use tollway_shared::tokens::TokenCounts;
+
 use super::sample;
 use super::segment;
 use super::space::SpoolState;
@@ -20,6 +23,21 @@ fn an_interrupted_request_is_billed_for_what_its_intent_estimated() {
     assert_eq!(event.usage_source, UsageSource::Estimated);
     assert_eq!(event.id, intent.id);
     assert_eq!(event.charge.total.to_string(), "0.0016"); // the prompt alone, cache reads included
+}
+
+#[test]
+fn a_request_that_had_not_gone_out_when_its_node_died_costs_nothing_not_even_a_price_per_request() {
+    let bench = Bench::new(1 << 20, 1 << 20);
+    let mut intent = sample::event("one", "acme");
+    intent.prices.request = Some(tollway_shared::money::NanoUsd(7));
+    intent.tokens = TokenCounts::default();
+    bench.writer.intent(&intent).unwrap();
+    assert_eq!(recovered(bench.folder()).unwrap().unwrap().interrupted, 1);
+    let event: UsageEvent = serde_json::from_slice(&outcomes(bench.folder())[0].event).unwrap();
+    assert_eq!(
+        (event.end, event.usage_source, event.charge),
+        (EndState::Interrupted, UsageSource::None, Charge::default())
+    );
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use tollway_proto::codec::{self, Kind};
 use tollway_proto::spool::{OutcomeRecord, ProgressRecord, SpoolRecord, SpoolRecordRef};
 use tollway_proto::usage::{EndState, UsageEvent, UsageSource, partition_of};
-use tollway_shared::cost;
+use tollway_shared::cost::{self, Charge};
 use tollway_shared::ids::{RequestId, WriterId};
 use tollway_shared::tokens::TokenCounts;
 
@@ -246,14 +246,22 @@ impl Left {
 }
 
 /// The event of a request that nobody saw the end of: billed for what its answer had got to, and for no less of an answer than its
-/// intent expected to be billed in any case.
+/// intent expected to be billed in any case. One that had not gone out is billed nothing.
 fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> UsageEvent {
     let intent = *begun.event;
     let expected = intent.tokens.completion();
     let tokens = begun.progress.map_or(intent.tokens, |so_far| {
         so_far.with_completion_of_at_least(expected)
     });
-    let charge = cost::charge_or_most(&tokens, &intent.prices);
+    let went_out = tokens != TokenCounts::default();
+    let (charge, usage_source) = if went_out {
+        (
+            cost::charge_or_most(&tokens, &intent.prices),
+            UsageSource::Estimated,
+        )
+    } else {
+        (Charge::default(), UsageSource::None)
+    };
     let mut event = UsageEvent {
         writer,
         partition,
@@ -261,7 +269,7 @@ fn closed(begun: Begun, writer: WriterId, partition: i32, sequence: u64) -> Usag
         end: EndState::Interrupted,
         fault: Some(FAULT.into()),
         tokens,
-        usage_source: UsageSource::Estimated,
+        usage_source,
         ..intent
     };
     event.state_charge(charge);
