@@ -1,6 +1,6 @@
 //! One process of a cluster: started, killed, started again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +33,21 @@ impl Member {
         let process = launch.args(["run", "--config"]).args([&self.config]).start()?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Starts it under another program, which must leave it our own child.
+    pub fn start_under(&mut self, wrapper: &[String]) -> Result<()> {
+        let (program, arguments) = wrapper.split_first().context("a program")?;
+        let launch = self.place.launch(&self.name, Path::new(program), &self.logs);
+        let launch = launch.args(arguments).args([&self.program]);
+        let process = launch.args(["run", "--config"]).args([&self.config]).start()?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Its process id, if it was started.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
     }
 
     /// `kill -9`. Nothing of it runs when this returns.
