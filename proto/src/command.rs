@@ -3,6 +3,8 @@
 //! The control plane's leader stamps `at`; whoever minted the command put every id, digest and ciphertext into it, so that
 //! applying an entry needs neither a clock nor randomness.
 
+mod spend;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -12,17 +14,18 @@ use tollway_shared::catalog::{Credential, Endpoint, Model, PriceVersion, Provide
 use tollway_shared::credit::{Billing, CreditMove, Fees};
 use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
-    OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
+    OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId,
 };
+use tollway_shared::labels::Labels;
 use tollway_shared::lease::grantor::Roll;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::Sealed;
-use tollway_shared::tenant::{ApiKey, KeyDigest, Organization, Project, Team, TenantPath};
-use tollway_shared::time::{Day, UnixMillis};
-use tollway_shared::tokens::TokenCounts;
+use tollway_shared::tenant::{ApiKey, KeyDigest, Organization, Project, Team};
+use tollway_shared::time::UnixMillis;
 use tollway_shared::window::Span;
 
+pub use self::spend::{RecordSpend, UsageCell, UsageSums};
 use crate::lease::{LeaseAnswer, LeaseCall};
 
 /// A log entry in its stored form.
@@ -146,58 +149,6 @@ impl fmt::Display for Member {
     }
 }
 
-/// Where one usage sum belongs.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct UsageCell {
-    /// The UTC day on which the request started.
-    pub day: Day,
-    /// Who pays.
-    pub path: TenantPath,
-    /// What was asked for, after aliases.
-    pub model: ModelId,
-    /// Who served it.
-    pub provider: ProviderId,
-}
-
-/// What was used in a cell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UsageSums {
-    /// Requests that reached a provider.
-    pub requests: u64,
-    /// Those among them that a provider served.
-    pub served: u64,
-    /// Those among them whose counts are estimates.
-    pub estimated: u64,
-    /// Tokens by kind.
-    pub tokens: TokenCounts,
-    /// What they cost at list price.
-    pub cost: NanoUsd,
-    /// What is owed for them: with markups and discounts, and nothing for own credentials and free models.
-    pub billed: NanoUsd,
-    /// Those served with the organization's own credential.
-    pub byok_requests: u64,
-    /// What those cost at list price; in `cost`, too.
-    pub byok_cost: NanoUsd,
-    /// The fee on those; not in `billed`.
-    pub fee: NanoUsd,
-}
-
-/// A folded stretch of one partition of the usage log. Applied only when `from` is the offset the state has reached, so a
-/// stretch that comes twice changes nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordSpend {
-    /// The partition.
-    pub partition: i32,
-    /// The first offset of the stretch.
-    pub from: i64,
-    /// The offset after its last record.
-    pub to: i64,
-    /// What to add, one entry per cell.
-    pub sums: Vec<(UsageCell, UsageSums)>,
-    /// The highest sequence seen per writer, for writers that occur in the stretch.
-    pub writers: Vec<(WriterId, u64)>,
-}
-
 /// Credit that is bought, given back or corrected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveCredit {
@@ -207,6 +158,17 @@ pub struct MoveCredit {
     pub made: CreditMove,
     /// The payment's own id, or one of ours: it moves money once.
     pub reference: String,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// Credit that is stranded: spent by the account of nodes that are gone, and counted by nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseCredit {
+    /// Whose.
+    pub organization: OrganizationId,
+    /// How much.
+    pub amount: NanoUsd,
     /// Why, for people.
     pub reason: String,
 }
@@ -369,6 +331,16 @@ pub enum Command {
     PutFees(Fees),
     /// Sets whose messages about payments are believed.
     PutPaymentSecrets(Vec<Sealed>),
+    /// Frees credit that lives of nodes have spent by their own account and the ledger has not counted, on somebody's word that it
+    /// never will.
+    ReleaseCredit(ReleaseCredit),
+    /// Sets the labels of an API key.
+    LabelKey {
+        /// Which.
+        key: ApiKeyId,
+        /// All of them.
+        labels: Labels,
+    },
 }
 
 impl Command {
@@ -425,6 +397,8 @@ impl Command {
             Self::PutBilling(_) => "billing.put",
             Self::PutFees(_) => "fees.put",
             Self::PutPaymentSecrets(_) => "payments.put_secrets",
+            Self::LabelKey { .. } => "key.label",
+            Self::ReleaseCredit(_) => "credit.release",
         }
     }
 }

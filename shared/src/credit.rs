@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bill::{Allowance, ByokFee};
 use crate::budget::terms::LIMIT_MAX;
-use crate::ids::{BudgetId, OrganizationId};
+use crate::ids::{BudgetId, ID_BYTES_MAX, OrganizationId};
 use crate::money::{MoneyFault, NANO_PER_USD, NanoUsd};
 
 /// Basis points in one.
@@ -24,6 +24,8 @@ pub const FEE_BPS_MAX: u32 = 10_000;
 const CREDIT_PREFIX: &str = "credit.";
 /// The same of its quota of free models.
 const QUOTA_PREFIX: &str = "free.";
+/// Longest id of an organization: with either in front, it is the id of a budget.
+pub const ORGANIZATION_BYTES_MAX: usize = ID_BYTES_MAX - CREDIT_PREFIX.len();
 
 /// An account of an organization.
 ///
@@ -341,6 +343,12 @@ pub fn is_credit(budget: &BudgetId) -> bool {
     budget.as_str().starts_with(CREDIT_PREFIX)
 }
 
+/// Whose credit a budget holds to, if it is one of [`budget_id`].
+pub fn organization_of(budget: &BudgetId) -> Option<OrganizationId> {
+    let organization = budget.as_str().strip_prefix(CREDIT_PREFIX)?;
+    Some(OrganizationId::trusted(organization))
+}
+
 /// The budget that holds an organization to its quota of free models.
 pub fn quota_id(organization: &OrganizationId) -> BudgetId {
     BudgetId::trusted(format!("{QUOTA_PREFIX}{organization}"))
@@ -400,14 +408,19 @@ mod tests {
             bps: FEE_BPS_MAX + 1,
             least: NanoUsd::ZERO,
         };
-        assert_eq!(
-            Fees {
-                invoice: rule,
-                ..fees
-            }
-            .unsound(),
-            Some("invoice")
-        );
+        let invoice = Fees {
+            invoice: rule,
+            ..fees
+        };
+        assert_eq!(invoice.unsound(), Some("invoice"));
+    }
+
+    #[test]
+    fn the_budgets_of_an_organization_have_ids_that_nodes_can_name() {
+        let longest = OrganizationId::trusted("o".repeat(ORGANIZATION_BYTES_MAX));
+        for id in [budget_id(&longest), quota_id(&longest)] {
+            assert_eq!(BudgetId::parse(id.as_str()), Ok(id));
+        }
     }
 
     #[test]

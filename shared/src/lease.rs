@@ -10,6 +10,7 @@
 //! | [`book`] | one window of one budget: `limit = settled + outstanding + free` |
 //! | [`account`] | one budget: its terms, its windows, what a lease gets |
 //! | [`member`] | holders as the grantor knows them |
+//! | [`former`] | budgets that were removed or changed while nodes had slices of them |
 //! | [`grantor`] | [`grantor::Books`]: all budgets and holders; a function per command |
 //! | [`size`] | how much to grant, whom to ask for money back |
 //! | [`mod@slice`] | the atomic counters of a node's slice |
@@ -62,6 +63,7 @@
 
 pub mod account;
 pub mod book;
+pub mod former;
 pub mod grantor;
 pub mod hold;
 pub mod holder;

@@ -26,6 +26,7 @@ pub mod credit;
 pub mod fault;
 pub mod ids;
 pub mod key_text;
+pub mod labels;
 pub mod lease;
 pub mod money;
 pub mod notice;

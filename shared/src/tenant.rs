@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ApiKeyId, ModelId, OrganizationId, ProjectId, TeamId};
+use crate::labels::Labels;
 use crate::time::UnixMillis;
 
 /// The account that is billed.
@@ -42,6 +43,8 @@ pub struct Project {
     pub name: String,
     /// A disabled project's keys are refused.
     pub enabled: bool,
+    /// For reports; nodes see none.
+    pub labels: Labels,
 }
 
 /// The digest under which an API key is stored: HMAC-SHA256 of its text under a pepper.
@@ -72,6 +75,8 @@ pub struct ApiKey {
     pub revoked_at: Option<UnixMillis>,
     /// The key it replaces, when it came from a rotation.
     pub rotated_from: Option<ApiKeyId>,
+    /// For reports, beside and above the project's; nodes see none.
+    pub labels: Labels,
 }
 
 /// Most times that a key and its successors may be rotated, one after the other: the bound of [`line()`].

@@ -11,6 +11,7 @@ mod full_disk;
 mod partition;
 mod propagation;
 mod spend;
+mod stranded;
 mod world;
 
 use tokio::sync::{Mutex, MutexGuard};

@@ -4,7 +4,7 @@ mod catalog;
 
 use tollway_proto::command::{
     Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, MoveCredit, NodeRecord, PutBilling,
-    PutBudget, RecordSpend, Role, UsageCell, UsageSums,
+    PutBudget, RecordSpend, ReleaseCredit, Role, UsageCell, UsageSums,
 };
 use tollway_proto::lease::LeaseCall;
 use tollway_proto::spool::{
@@ -18,6 +18,7 @@ use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, CredentialId, EndpointId, Incarnation, ModelId, NodeId, NoticeId,
     OrganizationId, PriceId, ProjectId, ProviderId, Region, ReplicaId, Revision, TeamId, WriterId,
 };
+use tollway_shared::labels::Labels;
 use tollway_shared::lease::grantor::Roll;
 use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Epoch, Line, Report, Want};
 use tollway_shared::money::NanoUsd;
@@ -86,6 +87,10 @@ fn team() -> Team {
     }
 }
 
+fn labels() -> Labels {
+    Labels::from([("cost-center".to_owned(), "4711".to_owned())])
+}
+
 fn project() -> Project {
     Project {
         id: ProjectId::trusted("j"),
@@ -93,6 +98,7 @@ fn project() -> Project {
         team: Some(TeamId::trusted("t")),
         name: "J".into(),
         enabled: true,
+        labels: labels(),
     }
 }
 
@@ -109,6 +115,7 @@ fn key(id: &str, digest: u8) -> ApiKey {
         expires_at: Some(NOON.plus_ms(5)),
         revoked_at: None,
         rotated_from: None,
+        labels: labels(),
     }
 }
 
@@ -305,6 +312,15 @@ pub(crate) fn commands() -> Vec<Command> {
             reason: "first".into(),
         }),
         Command::PutPaymentSecrets(vec![sealed()]),
+        Command::LabelKey {
+            key: ApiKeyId::trusted("k"),
+            labels: labels(),
+        },
+        Command::ReleaseCredit(ReleaseCredit {
+            organization: OrganizationId::trusted("o"),
+            amount: NanoUsd(10_000_000),
+            reason: "eu-1 burned".into(),
+        }),
         Command::RecordSpend(spend()),
     ];
     commands.extend(lease_calls());

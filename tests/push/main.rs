@@ -29,6 +29,7 @@ use tollway_shared::catalog::{AuthScheme, Dialect, Endpoint, Model, PriceVersion
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::*;
 use tollway_shared::key_text;
+use tollway_shared::labels::Labels;
 use tollway_shared::money::Price;
 use tollway_shared::seal::{Key, sha256};
 use tollway_shared::snapshot::{Resource, ResourceKind, Snapshot};
@@ -334,6 +335,7 @@ fn catalog_commands() -> Vec<Command> {
             team: None,
             name: "J".into(),
             enabled: true,
+            labels: Labels::new(),
         }),
         Command::CreateKey(ApiKey {
             id: ApiKeyId::trusted("k"),
@@ -347,6 +349,7 @@ fn catalog_commands() -> Vec<Command> {
             expires_at: None,
             revoked_at: None,
             rotated_from: None,
+            labels: Labels::new(),
         }),
     ]
 }

@@ -13,6 +13,7 @@ use tollway_shared::ids::{
     AdminId, ApiKeyId, BudgetId, ClusterId, EndpointId, ModelId, OrganizationId, PriceId, ProjectId,
     ProviderId, Revision,
 };
+use tollway_shared::labels::Labels;
 use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::seal::Sealed;
 use tollway_shared::snapshot::{ResourceKey, ResourceKind};
@@ -84,6 +85,7 @@ fn first_commands() -> Vec<Command> {
             team: None,
             name: "J".into(),
             enabled: true,
+            labels: Labels::new(),
         }),
     ]
 }
@@ -146,6 +148,7 @@ pub(crate) fn command(rng: &mut ChaCha8Rng, value: &str) -> Command {
             expires_at: None,
             revoked_at: None,
             rotated_from: None,
+            labels: Labels::new(),
         }),
         80..85 => Command::RevokeKey(ApiKeyId::trusted(format!("key-{number}"))),
         85..92 => {

@@ -57,6 +57,11 @@ impl Admin {
         Ok(client.build()?)
     }
 
+    /// The admin key.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The base URL of the first replica of this client.
     pub fn first_url(&self) -> String {
         self.urls[0].clone()

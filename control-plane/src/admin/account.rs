@@ -5,14 +5,15 @@ use std::sync::Arc;
 use axum::extract::{Path, State as Shared};
 use tollway_proto::admin::Page;
 use tollway_proto::admin::account::{
-    Account, Billing, CreditChange, Fees, Leg, OpenUsage, TopUp, Transfer, TransferKind,
+    Account, Billing, CreditChange, CreditRelease, Fees, Leg, OpenUsage, TopUp, Transfer, TransferKind,
 };
 use tollway_proto::admin::cluster::hex;
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Text;
-use tollway_proto::command::{Command, MoveCredit, PutBilling};
+use tollway_proto::command::{Command, MoveCredit, PutBilling, ReleaseCredit};
 use tollway_shared::credit::{self, CreditMove};
 use tollway_shared::ids::OrganizationId;
+use tollway_shared::money::NanoUsd;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -113,6 +114,28 @@ async fn adjust(
     };
     api.move_credit(write.head, &id, made, change.reference, change.reason)
         .await
+}
+
+/// Frees credit that nodes have spent by their own account and the ledger will never count, on your word: the lives that left it are closed
+/// or released, their spools have been delivered or are gone, and the ledger has no lag. What has been counted stays counted.
+#[utoipa::path(post, path = "/organizations/{id}/account/release", tag = "credits", params(("id" = String, Path)),
+    request_body = CreditRelease, responses((status = 200, body = Account)), security(("admin_key" = ["owner", "admin"])))]
+async fn release(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    write: Write<CreditRelease>,
+) -> Result<Answer<Account>, Fault> {
+    let organization: OrganizationId = path_id("id", &id)?;
+    let CreditRelease { amount, reason } = write.body;
+    within("reason", &reason, 0, REASON_BYTES_MAX)?;
+    let command = Command::ReleaseCredit(ReleaseCredit {
+        organization: organization.clone(),
+        amount: amount.0,
+        reason,
+    });
+    let receipt = api.write(write.head, command).await?;
+    let state = api.after(&receipt).await;
+    Ok(Answer::of(receipt.revision, shown(&state, &organization)))
 }
 
 /// Lists the newest transfers of an organization, the oldest first.
@@ -227,7 +250,7 @@ pub(super) fn within(field: &'static str, text: &str, least: usize, most: usize)
 }
 
 /// An organization that was removed still has its account.
-fn must_be_known(state: &State, id: &OrganizationId) -> Result<(), Fault> {
+pub(super) fn must_be_known(state: &State, id: &OrganizationId) -> Result<(), Fault> {
     let known = state.organizations.contains_key(id) || state.accounts.contains_key(id);
     known
         .then_some(())
@@ -262,6 +285,7 @@ fn shown(state: &State, id: &OrganizationId) -> Account {
         billing: billing.into(),
         available: Text(credit::shown(account.available())),
         held: Text(credit::shown(i128::from(held::held(state, id)))),
+        uncounted: Text(NanoUsd(held::uncounted(state, id))),
         spendable: spendable.map(|amount| Text(credit::shown(amount))),
         bought: Text(account.bought),
         balances: legs(balances),
@@ -308,6 +332,7 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(top_up))
         .routes(routes!(refund))
         .routes(routes!(adjust))
+        .routes(routes!(release))
         .routes(routes!(list_transfers))
         .routes(routes!(get_fees, put_fees))
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::extract::{Path, State as Shared};
 use serde::{Deserialize, Serialize};
 use tollway_proto::admin::Page;
-use tollway_proto::admin::tenant::{Key, KeyCreate, KeyCreated, KeyMark, KeyRotate};
+use tollway_proto::admin::tenant::{Key, KeyCreate, KeyCreated, KeyLabels, KeyMark, KeyRotate};
 use tollway_proto::admin::text::SecretText;
 use tollway_proto::command::{Command, Receipt};
 use tollway_shared::ids::{ApiKeyId, ProjectId, Revision};
@@ -143,6 +143,28 @@ async fn revoke_key(
     Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
 }
 
+/// Sets the labels of an API key, in place of those it has.
+#[utoipa::path(put, path = "/keys/{id}/labels", tag = "keys", params(("id" = String, Path)), request_body = KeyLabels,
+    responses((status = 200, body = Key)), security(("admin_key" = ["owner", "admin"])))]
+async fn label_key(
+    Shared(api): Shared<Arc<Api>>,
+    Path(id): Path<String>,
+    write: Write<KeyLabels>,
+) -> Result<Answer<Key>, Fault> {
+    let id: ApiKeyId = path_id("id", &id)?;
+    let command = Command::LabelKey {
+        key: id.clone(),
+        labels: write.body.labels,
+    };
+    let receipt = api.write(write.head, command).await?;
+    let state = api.after(&receipt).await;
+    let kept = state
+        .keys
+        .get(&id)
+        .ok_or_else(|| Fault::not_found("API key", &id))?;
+    Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
+}
+
 impl Api {
     /// A new inference key: its text and what is stored of it.
     fn mint_key(&self) -> (String, KeyMark) {
@@ -197,4 +219,5 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(get_key))
         .routes(routes!(rotate_key))
         .routes(routes!(revoke_key))
+        .routes(routes!(label_key))
 }

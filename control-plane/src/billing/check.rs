@@ -12,6 +12,7 @@ use tollway_shared::time::Day;
 use super::progress::Progress;
 use super::reconcile::{Reconciliation, compare, question};
 use super::{Billing, StoreFault};
+use crate::report::fee;
 use crate::state::State;
 use crate::state::usage::DAYS_KEPT;
 
@@ -68,11 +69,12 @@ pub async fn check(
         .clone();
     let offsets: BTreeMap<i32, i64> = state.usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
     holder.stops(offsets).await?;
-    let from = from.max(Day(state.now.day().0.saturating_sub(DAYS_KEPT - 1)));
+    let kept = Day(state.now.day().0.saturating_sub(DAYS_KEPT - 1));
+    let from = from.max(kept).max(state.usage_since);
     let from = billing
         .freshness()
         .values()
-        .filter_map(|fresh| whole_from(&fresh.progress))
+        .filter_map(|fresh| fresh.progress.whole_from())
         .fold(from, Day::max);
     let answer = billing.query(&question(from, to)).await?;
     drop(holder);
@@ -87,6 +89,9 @@ pub async fn check(
             "the billing store and the replicated sums differ"
         );
     }
+    if let Some(apart) = fee::apart(&state).first() {
+        tracing::error!(?apart, "an account and the usage that it was charged for differ");
+    }
     Ok(Checked {
         found,
         from,
@@ -94,13 +99,6 @@ pub async fn check(
         state,
         progress: answer.progress,
     })
-}
-
-/// The first day of which a partition has everything, when its log had lost its beginning: two days after what it had first, since
-/// events of a day may come on the next.
-fn whole_from(progress: &Progress) -> Option<Day> {
-    let oldest = progress.oldest.filter(|_| progress.first > 0)?;
-    Some(Day(oldest.day().0.saturating_add(2)))
 }
 
 /// Compares the last days every few minutes, until `stop`.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use tollway_shared::ids::WriterId;
-use tollway_shared::time::UnixMillis;
+use tollway_shared::time::{Day, UnixMillis};
 
 use super::fold::{Batch, Reached};
 
@@ -20,6 +20,15 @@ pub struct Progress {
     pub oldest: Option<UnixMillis>,
     /// The newest end of a request so far.
     pub newest: UnixMillis,
+}
+
+impl Progress {
+    /// The first day of which the partition has everything, when its log had lost its beginning: two days after what it had first,
+    /// since events of a day may come on the next.
+    pub fn whole_from(&self) -> Option<Day> {
+        let oldest = self.oldest.filter(|_| self.first > 0)?;
+        Some(Day(oldest.day().0.saturating_add(2)))
+    }
 }
 
 /// What a fold has to know of the store, as of its last transaction.

@@ -208,6 +208,15 @@ impl Summed {
         self.sums[sum as usize]
     }
 
+    /// Adds another group's.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, more) in self.sums.iter_mut().zip(other.sums) {
+            *sum = sum.saturating_add(more);
+        }
+        self.first_byte.merge(&other.first_byte);
+        self.total.merge(&other.total);
+    }
+
     /// A sum from its parts.
     pub(super) fn put(&mut self, place: usize, billions: i64, rest: i64) {
         self.sums[place] = i128::from(billions) * PART + i128::from(rest);

@@ -54,13 +54,9 @@ impl Billing {
     /// Answers a query.
     pub async fn query(&self, query: &Query) -> Result<Found, StoreFault> {
         let sql = self.sql().ok_or(StoreFault::Absent)?;
-        let progress = Statement {
-            text: format!("SELECT {} FROM progress ORDER BY log_partition", names(&PROGRESS)),
-            values: Vec::new(),
-        };
         let whole = query.whole();
         let mut tables = self
-            .select(vec![query.statement(sql), whole.statement(sql), progress])
+            .select(vec![query.statement(sql), whole.statement(sql), progress()])
             .await?;
         let progress = tables.pop().unwrap_or_default();
         let total = groups(&whole, tables.pop().unwrap_or_default()).pop();
@@ -83,6 +79,12 @@ impl Billing {
         Ok(queries.map(|query| groups(&query, tables.next().unwrap_or_default())))
     }
 
+    /// How far the store is by its own account, also where another replica writes it.
+    pub async fn progress(&self) -> Result<Vec<Progress>, StoreFault> {
+        let table = self.select(vec![progress()]).await?.pop().unwrap_or_default();
+        Ok(table.iter().filter_map(|row| progress_of(row)).collect())
+    }
+
     /// Runs statements that only read, all on one view of the store, and returns the rows of each.
     pub async fn select(&self, statements: Vec<Statement>) -> Result<Vec<Table>, StoreFault> {
         let within = async {
@@ -96,6 +98,13 @@ impl Billing {
         tokio::time::timeout(WITHIN, within)
             .await
             .map_err(|_| StoreFault::Slow)?
+    }
+}
+
+fn progress() -> Statement {
+    Statement {
+        text: format!("SELECT {} FROM progress ORDER BY log_partition", names(&PROGRESS)),
+        values: Vec::new(),
     }
 }
 

@@ -1,5 +1,5 @@
 //! What a replica does about leased budgets besides applying what nodes say: the leader begins windows that nobody asks about,
-//! fences lives that have gone silent, forgets closed ones, shows sums; every replica notes thresholds.
+//! fences lives that have gone silent, forgets closed and released ones, shows sums; every replica notes thresholds.
 //!
 //! | file | what |
 //! |---|---|
@@ -36,7 +36,7 @@ const WINDOWS_EVERY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often it looks for lives to forget.
 const FORGET_EVERY: Duration = Duration::from_secs(3_600);
-/// A closed life is remembered for this long, so that none of its messages can be on the way any more.
+/// A closed or released life is remembered for this long, so that none of its messages can be on the way any more.
 const FORGET_AFTER_MS: i64 = 7 * 86_400_000;
 
 /// Runs until `stop`.
@@ -63,7 +63,7 @@ pub async fn run(cluster: Cluster, fleet: Arc<dyn Fleet>, now: fn() -> UnixMilli
                 }
             }
             _ = forget.tick() => if cluster.is_leader() {
-                forget_closed(&cluster, now()).await;
+                forget_over(&cluster, now()).await;
             },
         }
     }
@@ -128,11 +128,11 @@ async fn fence(cluster: &Cluster, fleet: &dyn Fleet, silent: &mut Silent) {
     }
 }
 
-async fn forget_closed(cluster: &Cluster, now: UnixMillis) {
+async fn forget_over(cluster: &Cluster, now: UnixMillis) {
     let before = now.plus_ms(-FORGET_AFTER_MS);
     let state = cluster.state();
     let mut members = state.books.members.values();
-    if members.any(|member| member.standing == Standing::Closed && member.since < before) {
+    if members.any(|member| member.is_over(before)) {
         propose(cluster, Command::ForgetIncarnations { before }).await;
     }
 }

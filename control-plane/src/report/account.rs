@@ -1,4 +1,5 @@
 //! What an organization's account says of a stretch of time: what was paid, charged, given and corrected, and the balances. Pure.
+//! Usage and the fees on it are in [`fee`](super::fee) and in the store's lines, by when requests started.
 //!
 //! The replicated state keeps the newest transfers of an organization; where those do not reach back to the beginning of a stretch, its
 //! opening balance is not known.
@@ -8,7 +9,7 @@ use tollway_proto::admin::text::Text;
 use tollway_shared::credit::{AccountName, CreditMove, PayMethod, shown};
 use tollway_shared::ids::OrganizationId;
 use tollway_shared::money::NanoUsd;
-use tollway_shared::time::{Day, UnixMillis};
+use tollway_shared::time::UnixMillis;
 
 use super::invoice::Money;
 use crate::state::State;
@@ -111,6 +112,7 @@ pub fn money(state: &State, organization: &OrganizationId, from: UnixMillis, to:
     };
     let mut out = Money {
         opening: balance_before(account, from),
+        entries_missing: balance_before(account, from).is_none(),
         closing: balance_before(account, to),
         ..Money::default()
     };
@@ -133,34 +135,8 @@ pub fn money(state: &State, organization: &OrganizationId, from: UnixMillis, to:
             fees += movement.fee;
         }
     }
-    for (day, fee) in own_credential_fees(account, from, to) {
-        out.entries.push(InvoiceEntry {
-            at: Text(day.start()),
-            kind: "byok_fee".into(),
-            reference: format!("{organization}/{day}"),
-            amount: Text(shown(fee)),
-        });
-        fees += fee;
-    }
     out.fees = shown(fees);
     out
-}
-
-/// Fees on own credentials, by the day on which the ledger took them, as far as transfers are kept.
-fn own_credential_fees(account: &Account, from: UnixMillis, to: UnixMillis) -> Vec<(Day, i128)> {
-    let closed = account
-        .transfers
-        .iter()
-        .filter_map(|transfer| match transfer.cause {
-            Cause::Usage(day) => Some((day, moved(transfer, AccountName::RevenueFee))),
-            Cause::Moved(_) => None,
-        });
-    let open = account.open.as_ref();
-    let open = open.map(|open| (open.day, i128::from(open.fee.0)));
-    closed
-        .chain(open)
-        .filter(|(day, fee)| *fee != 0 && day.start() >= from && day.start() < to)
-        .collect()
 }
 
 /// The balance before anything of `at` and later; `None` where transfers since then are not kept any more.
@@ -190,9 +166,11 @@ fn balance_before(account: &Account, at: UnixMillis) -> Option<NanoUsd> {
 #[cfg(test)]
 mod tests {
     use tollway_proto::command::{Command, MoveCredit, Outcome};
-    use tollway_shared::time::DAY_MS;
+    use tollway_shared::time::{DAY_MS, Day};
 
     use super::*;
+    use crate::report::invoice::{Draft, Month};
+    use crate::state::account::TRANSFERS_MAX;
     use crate::state::samples::{self, NOON};
 
     const USD: i64 = 1_000_000_000;
@@ -215,6 +193,30 @@ mod tests {
         let mut spend = samples::spend(from, from + 1, cost);
         spend.sums[0].0.day = Day(NOON.day().0 + days);
         Command::RecordSpend(spend)
+    }
+
+    #[test]
+    fn an_invoice_whose_first_entries_are_not_kept_says_so_and_is_not_final() {
+        let mut state = samples::catalog();
+        let organization = OrganizationId::trusted("o");
+        let month = Month::parse(&NOON.day().to_string()[..7]).unwrap();
+        let invoice = |state: &State| {
+            let money = money(state, &organization, month.start, month.end);
+            let draft = Draft::new(state, organization.clone(), month);
+            let later = month.end.plus_ms(9 * DAY_MS);
+            let made = draft.finish(money, vec![], later).unwrap();
+            (made.entries.len(), made.entries_missing, made.is_final)
+        };
+        for number in 0..=TRANSFERS_MAX {
+            let gift = CreditMove::TopUp {
+                method: PayMethod::Promo,
+                amount: NanoUsd(1),
+            };
+            let whole = (number, false, true);
+            assert_eq!(invoice(&state), whole);
+            step(&mut state, 0, credit(gift, &format!("gift-{number}")));
+        }
+        assert_eq!(invoice(&state), (TRANSFERS_MAX, true, false));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What an organization used and owes for a month. Pure.
 //!
-//! Invariant: the `list` of all lines sums to the store's list cost of the month, and `amount` to what is owed for usage, both to the
-//! nano-dollar.
+//! Invariant: the `list` of all lines sums to the store's list cost of the month, and `amount` to what is owed for usage and as fees on
+//! own credentials, both to the nano-dollar.
 
 use std::collections::BTreeMap;
 
@@ -12,6 +12,7 @@ use tollway_shared::ids::{ModelId, OrganizationId, ProjectId};
 use tollway_shared::money::{MoneyFault, NanoUsd};
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
+use super::fee::FeeLine;
 use super::line::Line;
 use super::meter::{self, Meter};
 use crate::state::State;
@@ -65,11 +66,31 @@ struct Amounts {
     amount: i128,
 }
 
-/// Project, model, whether with its own credential, and the meter; `None` for markup and discount.
-type Place = (ProjectId, ModelId, bool, Option<Meter>);
+/// What a line is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Meter(Meter),
+    /// Markup and discount.
+    Adjustment,
+    /// The fee on the organization's own credential.
+    ByokFee,
+}
 
-/// Markup and discount: after the meters.
-const ADJUSTMENT: &str = "adjustment";
+impl Item {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Meter(meter) => meter.as_str(),
+            Self::Adjustment => "adjustment",
+            Self::ByokFee => BYOK_FEE,
+        }
+    }
+}
+
+/// The fee on own credentials, in lines and entries.
+const BYOK_FEE: &str = "byok_fee";
+
+/// Project, model, whether with its own credential, and what for.
+type Place = (ProjectId, ModelId, bool, Item);
 
 /// An invoice in the making: takes the month's lines in any order.
 #[derive(Debug)]
@@ -83,6 +104,8 @@ pub struct Draft<'a> {
     list: i128,
     byok_list: i128,
     adjustments: i128,
+    byok_fees: i128,
+    entries: Vec<InvoiceEntry>,
 }
 
 impl<'a> Draft<'a> {
@@ -98,13 +121,15 @@ impl<'a> Draft<'a> {
             list: 0,
             byok_list: 0,
             adjustments: 0,
+            byok_fees: 0,
+            entries: Vec::new(),
         }
     }
 
     /// Takes a line of this organization and month.
     pub fn push(&mut self, line: &Line) -> Result<(), InvoiceFault> {
         for metered in meter::meters(line) {
-            let entry = self.entry(line, Some(metered.meter));
+            let entry = self.entry(line, Item::Meter(metered.meter));
             entry.quantity = entry.quantity.saturating_add(metered.quantity);
             entry.list += metered.charged;
             if !line.byok {
@@ -116,7 +141,7 @@ impl<'a> Draft<'a> {
         }
         let adjustment = line.adjustment();
         if adjustment != 0 {
-            self.entry(line, None).amount += adjustment;
+            self.entry(line, Item::Adjustment).amount += adjustment;
             self.adjustments += adjustment;
         }
         self.requests = self.requests.saturating_add(line.requests);
@@ -128,8 +153,28 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, line: &Line, meter: Option<Meter>) -> &mut Amounts {
-        let place = (line.path.project.clone(), line.model.clone(), line.byok, meter);
+    /// Takes a fee of this organization and month.
+    pub fn push_fee(&mut self, fee: FeeLine) -> Result<(), InvoiceFault> {
+        self.byok_fees += fee.fee;
+        match fee.cell {
+            Some(cell) => {
+                let place = (cell.path.project, cell.model, true, Item::ByokFee);
+                let line = self.lines.entry(place).or_default();
+                line.quantity = line.quantity.saturating_add(fee.requests);
+                line.amount += fee.fee;
+            }
+            None => self.entries.push(InvoiceEntry {
+                at: Text(self.month.start),
+                kind: BYOK_FEE.into(),
+                reference: format!("{}/{}", self.organization, self.month.text()),
+                amount: usd(fee.fee)?,
+            }),
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, line: &Line, item: Item) -> &mut Amounts {
+        let place = (line.path.project.clone(), line.model.clone(), line.byok, item);
         self.lines.entry(place).or_default()
     }
 
@@ -138,8 +183,8 @@ impl<'a> Draft<'a> {
     /// - `entries`: money of the month that is no usage; `fees`: the sum of those among them that are fees.
     /// - `balances`: opening and closing, where an account is kept.
     pub fn finish(
-        self,
-        money: Money,
+        mut self,
+        mut money: Money,
         freshness: Vec<Freshness>,
         now: UnixMillis,
     ) -> Result<Invoice, InvoiceFault> {
@@ -152,9 +197,11 @@ impl<'a> Draft<'a> {
             byok_list: usd(self.byok_list)?,
             adjustments: usd(self.adjustments)?,
             usage: usd(usage)?,
+            byok_fees: usd(self.byok_fees)?,
             fees: Text(money.fees),
-            total: usd(usage + fees)?,
+            total: usd(usage + self.byok_fees + fees)?,
         };
+        money.entries.append(&mut self.entries);
         let name = self.state.organizations.get(&self.organization);
         let name = name.map_or_else(|| self.organization.to_string(), |kept| kept.value.name.clone());
         let Month { start, end } = self.month;
@@ -166,9 +213,10 @@ impl<'a> Draft<'a> {
             from: Text(start.day()),
             to: Text(end.plus_ms(-1).day()),
             currency: "USD".into(),
-            is_final: now >= end.plus_ms(FINAL_AFTER_MS),
+            is_final: !money.entries_missing && now >= end.plus_ms(FINAL_AFTER_MS),
             lines: lines.collect::<Result<_, _>>()?,
             entries: money.entries,
+            entries_missing: money.entries_missing,
             totals,
             opening_balance: money.opening.map(Text),
             closing_balance: money.closing.map(Text),
@@ -178,14 +226,13 @@ impl<'a> Draft<'a> {
     }
 
     fn line(&self, place: &Place, sums: &Amounts) -> Result<InvoiceLine, InvoiceFault> {
-        let (project, model, byok, meter) = place;
+        let (project, model, byok, item) = place;
         let name = self.state.projects.get(project);
-        let meter = meter.map_or(ADJUSTMENT, Meter::as_str);
         Ok(InvoiceLine {
             project: Text(project.clone()),
             project_name: name.map_or_else(|| project.to_string(), |kept| kept.value.name.clone()),
             model: Text(model.clone()),
-            meter: meter.into(),
+            meter: item.as_str().into(),
             byok: *byok,
             quantity: sums.quantity,
             list: usd(sums.list)?,
@@ -205,6 +252,8 @@ pub struct Money {
     pub opening: Option<NanoUsd>,
     /// The balance when it ended, or now.
     pub closing: Option<NanoUsd>,
+    /// The kept transfers do not go back to when the month began.
+    pub entries_missing: bool,
 }
 
 /// A sum as money.

@@ -36,7 +36,10 @@ fn write(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
         escaped(&invoice.currency),
     )?;
     if !invoice.is_final {
-        out.push_str("<p class=\"draft\">Not final: the month is not over for three days yet, and usage may still arrive.</p>\n");
+        out.push_str("<p class=\"draft\">Not final: the month is not over for three days yet, or not all of it has been counted.</p>\n");
+    }
+    if invoice.entries_missing {
+        out.push_str("<p class=\"draft\">Not whole: the first entries of the month are not kept any more, and the total lacks their fees.</p>\n");
     }
     lines(out, invoice)?;
     entries(out, invoice)?;
@@ -104,7 +107,8 @@ fn totals(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
     )?;
     row("", "Markup and discount", totals.adjustments.to_string())?;
     row("", "Owed for usage", totals.usage.to_string())?;
-    row("", "Fees", totals.fees.to_string())?;
+    row("", "Fees on own credentials", totals.byok_fees.to_string())?;
+    row("", "Fees on credits", totals.fees.to_string())?;
     row(" class=\"total\"", "Total", totals.total.to_string())?;
     if let Some(opening) = &invoice.opening_balance {
         row("", "Opening balance", opening.to_string())?;

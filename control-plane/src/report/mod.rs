@@ -6,6 +6,7 @@
 //! | [`mod@line`] | an hourly sum |
 //! | [`meter`] | a sum by meter: what was charged, and counts × price |
 //! | [`account`] | what an organization's account says of a stretch of time |
+//! | [`fee`] | fees on own credentials; accounts beside the usage that moved them |
 //! | [`focus`] | the FOCUS 1.4 export |
 //! | [`invoice`], [`invoice_page`] | what an organization owes for a month, and the page to print |
 //! | [`re_rate`] | what other prices would have cost |
@@ -13,6 +14,7 @@
 //! | [`statement`], [`reconcile`] | a provider's account of usage, and the comparison with ours |
 
 pub mod account;
+pub mod fee;
 pub mod focus;
 pub mod forecast;
 pub mod invoice;

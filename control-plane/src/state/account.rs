@@ -30,6 +30,9 @@ pub const PAYMENTS_MAX: usize = 500_000;
 /// Months of which an account knows what was used of own credentials: events come a month late at most, or are not counted.
 pub const MONTHS_MAX: usize = 3;
 
+/// Months by which an account tells apart what was owed: a century.
+pub const OWED_MONTHS_MAX: usize = 1200;
+
 /// Why money moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -81,6 +84,22 @@ pub struct Open {
     pub cost: NanoUsd,
 }
 
+/// What was owed for the requests that started in a month.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owed {
+    /// What was billed for them.
+    pub billed: NanoUsd,
+    /// Fees on own credentials.
+    pub fee: NanoUsd,
+}
+
+impl Owed {
+    fn add(&mut self, more: &Self) {
+        self.billed = sum(self.billed, more.billed);
+        self.fee = sum(self.fee, more.fee);
+    }
+}
+
 /// The accounts of one organization.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
@@ -88,6 +107,11 @@ pub struct Account {
     pub balances: Balances,
     /// Bought in all, without what was given.
     pub bought: NanoUsd,
+    /// Fees on what was bought, in all.
+    pub credit_fees: NanoUsd,
+    /// What usage was owed by month, named by its first day: all there ever was, so that reports of a month are whole when its sums by
+    /// day are forgotten. Past [`OWED_MONTHS_MAX`] the oldest are one.
+    pub owed: BTreeMap<Day, Owed>,
     /// Used of its own credentials by month, named by its first day: the newest [`MONTHS_MAX`].
     pub byok: BTreeMap<Day, ByokUsed>,
     /// Usage that is in the balances and in no transfer yet.
@@ -135,6 +159,18 @@ impl Account {
             self.transfers.pop_front();
         }
         self.count
+    }
+
+    fn owe(&mut self, months: &BTreeMap<Day, Owed>) {
+        for (month, owed) in months {
+            self.owed.entry(*month).or_default().add(owed);
+        }
+        while self.owed.len() > OWED_MONTHS_MAX
+            && let Some((_, oldest)) = self.owed.pop_first()
+            && let Some(mut next) = self.owed.first_entry()
+        {
+            next.get_mut().add(&oldest);
+        }
     }
 
     /// Makes the day's transfer, once the day is over.
@@ -216,7 +252,9 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
     if let CreditMove::TopUp { method, amount } = order.made
         && method.is_bought()
     {
-        account.bought = account.bought.plus(amount).unwrap_or(NanoUsd(i64::MAX));
+        account.bought = sum(account.bought, amount);
+        let fee = legs.iter().find(|(name, _)| *name == AccountName::RevenueFee);
+        account.credit_fees = sum(account.credit_fees, fee.map_or(NanoUsd::ZERO, |(_, fee)| *fee));
         account.top_up_asked = false;
     }
     let sequence = account.append(Transfer {
@@ -243,6 +281,7 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
         at: now,
     };
     state.payments.insert(order.reference.clone(), payment);
+    state.payment_order.push_back((now, order.reference.clone()));
     forget_payments(state);
     credit::settle(state, step, id);
     quota::follow(state, step, id);
@@ -306,6 +345,7 @@ struct Spent {
     billed: NanoUsd,
     fee: NanoUsd,
     cost: NanoUsd,
+    owed: BTreeMap<Day, Owed>,
     byok: BTreeMap<Day, ByokUsed>,
 }
 
@@ -324,6 +364,11 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
         of.billed = sum(of.billed, sums.billed);
         of.fee = sum(of.fee, sums.fee);
         of.cost = sum(of.cost, cost);
+        let owed = Owed {
+            billed: sums.billed,
+            fee: sums.fee,
+        };
+        of.owed.entry(cell.day.month()).or_default().add(&owed);
         if sums.byok_requests > 0 {
             let used = ByokUsed {
                 requests: sums.byok_requests,
@@ -349,6 +394,7 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
         }
         if moves {
             account.close(now.day(), now);
+            account.owe(&spent.owed);
             account
                 .balances
                 .apply(&usage_legs(spent.billed, spent.fee, spent.cost));
@@ -367,31 +413,23 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
     }
 }
 
-/// Forgets references that are too old or too many. Looks only when there may be one.
+/// Forgets references that are too old or too many.
 fn forget_payments(state: &mut State) {
-    let today = state.now.day();
-    if today <= state.payments_tidied && state.payments.len() <= PAYMENTS_MAX {
-        return;
-    }
-    state.payments_tidied = today;
     let oldest = state.now.plus_ms(-PAYMENTS_KEPT_MS);
-    let mut ages: Vec<(UnixMillis, String)> = state
-        .payments
-        .iter()
-        .map(|(reference, payment)| (payment.at, reference.clone()))
-        .collect();
-    ages.sort();
-    let excess = ages.len().saturating_sub(PAYMENTS_MAX);
-    for (place, (at, reference)) in ages.into_iter().enumerate() {
-        if at >= oldest && place >= excess {
-            break;
+    while let Some((at, reference)) = state.payment_order.front() {
+        if *at >= oldest && state.payments.len() <= PAYMENTS_MAX {
+            return;
         }
-        state.payments.remove(&reference);
+        state.payments.remove(reference);
+        state.payment_order.pop_front();
     }
 }
 
 /// What does not hold of the accounts, in words: each sums to zero, and its newest transfer is the one that its hash says.
 pub(super) fn broken(state: &State) -> Option<String> {
+    if state.payments.len() != state.payment_order.len() {
+        return Some("payments are not remembered in the order in which they came".to_owned());
+    }
     state.accounts.iter().find_map(|(id, account)| {
         if account.balances.sum() != 0 {
             return Some(format!("the accounts of organization `{id}` do not sum to zero"));

@@ -152,6 +152,7 @@ fn a_payment_moves_money_once_and_its_reference_nothing_else() {
         top_up(1, "pay-2"),
     );
     assert_eq!(state.payments.keys().collect::<Vec<_>>(), ["pay-2"]);
+    assert_eq!(invariant::dangling(&state), None);
 }
 
 #[test]

@@ -145,16 +145,21 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
         must_exist(state.models.contains_key(model), "model", "model", model)?;
     }
     let before = state.budgets.get(&put.budget.id).map(|kept| kept.value.clone());
+    let unit = before.as_ref().map(|old| old.terms.unit);
+    let unit = unit.or_else(|| state.books.former_unit(&put.budget.id));
+    // Nodes know a slice by the id of its budget: one in tokens would be spent as money.
+    if unit.is_some_and(|unit| unit != put.budget.terms.unit) {
+        let detail = "of a budget does not change, as nodes may have some of it in the old one; make another budget with another id and remove this one";
+        return Err(refuse(RefusalCode::Conflict, "unit", detail));
+    }
     let same_count = |old: &Budget| old.scope == put.budget.scope && old.model == put.budget.model;
-    let same_window =
-        |old: &Budget| old.terms.unit == put.budget.terms.unit && old.terms.cycle == put.budget.terms.cycle;
+    let same_window = |old: &Budget| old.terms.cycle == put.budget.terms.cycle;
     let kept = before
         .as_ref()
         .is_some_and(|old| same_count(old) && same_window(old));
     let mut budget = put.budget.clone();
     budget.terms.raises = before
         .as_ref()
-        .filter(|old| old.terms.unit == budget.terms.unit)
         .map(|old| in_force(&old.terms, state.now))
         .unwrap_or_default();
     check(&budget.terms)?;
@@ -163,10 +168,8 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
         return Err(refuse(RefusalCode::Invalid, "time_zone", detail));
     };
     store(state, step, &budget)?;
-    if before.is_some_and(|old| !same_count(&old)) {
-        state.books.remove(&budget.id);
-    }
     if !kept {
+        remove_book(state, &budget.id);
         let of = organization_of(state, &budget.scope).cloned();
         let amount = tally::so_far(state, &budget, window, of.as_ref());
         set_tally(state, &budget.id, Some(Tally::open(window, amount)));
@@ -187,6 +190,12 @@ fn store(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), 
         .budget_scopes
         .insert((budget.scope.clone(), budget.id.clone()));
     Ok(())
+}
+
+/// Takes a budget from the grantor, who remembers what is out of it and what the ledger has not counted yet.
+fn remove_book(state: &mut State, id: &BudgetId) {
+    let counted = state.tallies.get(id).map_or(0, |tally| tally.current.amount);
+    state.books.remove(id, counted, state.now);
 }
 
 /// Tells the grantor what a budget says now.
@@ -249,8 +258,8 @@ pub(super) fn remove(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> R
 fn forget(state: &mut State, step: &mut Step<'_>, budget: &Budget) {
     let id = &budget.id;
     state.budget_scopes.remove(&(budget.scope.clone(), id.clone()));
+    remove_book(state, id);
     set_tally(state, id, None);
-    state.books.remove(id);
     step.changed.push(key(ResourceKind::Budget, id.text()));
 }
 

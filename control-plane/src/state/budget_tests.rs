@@ -2,12 +2,15 @@
 
 use tollway_proto::command::Outcome;
 use tollway_shared::budget::terms::{Mode, Unit};
+use tollway_shared::ids::Incarnation;
 use tollway_shared::ids::{AdminId, ApiKeyId, NodeId, ProjectId};
-use tollway_shared::lease::message::{Ask, Effect, Epoch, Verdict, Want};
+use tollway_shared::lease::message::{Ask, Effect, Epoch, Line, Report, Verdict, Want};
 use tollway_shared::time::{DAY_MS, Period};
 
 use super::*;
-use crate::state::lease_samples::{EU_1, ask, at, book, done, edited, enlist, of_key, report, with_nodes};
+use crate::state::lease_samples::{
+    EU_1, ask, at, book, done, edited, enlist, of_key, report, say, with_nodes,
+};
 use crate::state::samples::{self, NOON};
 use crate::state::view;
 
@@ -126,7 +129,7 @@ fn a_raise_counts_until_its_end_and_survives_a_put() {
 }
 
 #[test]
-fn a_new_limit_keeps_what_is_leased_and_another_scope_starts_anew() {
+fn a_new_limit_keeps_what_is_leased_and_another_scope_is_charged_for_it() {
     let mut state = with_nodes();
     done(&mut state, Command::PutBudget(samples::budget(100)));
     done(&mut state, Command::RecordSpend(samples::spend(0, 1, 7)));
@@ -140,11 +143,141 @@ fn a_new_limit_keeps_what_is_leased_and_another_scope_starts_anew() {
         budget.scope = BudgetScope::Project(ProjectId::trusted("j"))
     });
     done(&mut state, Command::PutBudget(project));
+    // With what the ledger has recorded, the 13 that nodes have reported beyond that, and what they may still spend.
+    let carried = 7 + 13 + leased;
+    assert_eq!(book(&state, "b"), (carried, 0, 500 - carried));
+}
+
+/// Says that a life has spent and given back so much of an epoch.
+fn tell(state: &mut State, life: Incarnation, epoch: Epoch, spent: i64, returned: i64) {
+    let line = Line {
+        budget: BudgetId::trusted("b"),
+        epoch,
+        spent,
+        returned,
+        seen: spent + returned,
+        held: 0,
+        recall: 0,
+    };
+    let report = Report {
+        incarnation: life,
+        serial: 9,
+        lines: vec![line],
+    };
+    say(state, "eu-1", LeaseCall::Report(report));
+}
+
+#[test]
+fn what_is_out_of_a_budget_is_not_granted_again_when_it_is_made_again() {
+    type Edit = fn(&mut Budget);
+    let removed = |state: &mut State| drop(done(state, Command::RemoveBudget(BudgetId::trusted("b"))));
+    let put = |edit: Edit| move |state: &mut State| drop(done(state, Command::PutBudget(edited(100, edit))));
+    type Way = Box<dyn Fn(&mut State)>;
+    let ways: [(&str, Way); 4] = [
+        ("removed", Box::new(removed)),
+        ("soft", Box::new(put(|budget| budget.terms.mode = Mode::Soft))),
+        (
+            "another scope",
+            Box::new(put(|budget| {
+                budget.scope = BudgetScope::Project(ProjectId::trusted("j"));
+            })),
+        ),
+        (
+            "another cycle",
+            Box::new(put(|budget| budget.terms.cycle = Period::Daily.into())),
+        ),
+    ];
+    for (name, way) in ways {
+        let mut state = with_nodes();
+        done(&mut state, Command::PutBudget(samples::budget(100)));
+        assert!(enlist(&mut state, "eu-1", EU_1));
+        assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 60), Verdict::Granted);
+        let granted = book(&state, "b").1;
+        let epoch = state
+            .books
+            .accounts
+            .get(&BudgetId::trusted("b"))
+            .unwrap()
+            .book
+            .epoch;
+        tell(&mut state, EU_1, epoch, 10, 0);
+        way(&mut state);
+        done(&mut state, Command::PutBudget(samples::budget(100)));
+        assert_eq!(book(&state, "b"), (granted, 0, 100 - granted), "{name}");
+        let life = Incarnation(2);
+        assert!(enlist(&mut state, "eu-2", life));
+        assert!(
+            matches!(ask(&mut state, "eu-2", life, &["b"], 60), Verdict::Exhausted(_)),
+            "{name}"
+        );
+        // It spends 20 more of the old slice, and gives the rest back.
+        let rest = i64::try_from(granted).unwrap() - 30;
+        tell(&mut state, EU_1, epoch, 30, rest);
+        assert_eq!(book(&state, "b"), (30, 0, 70), "{name}");
+        assert_eq!(
+            ask(&mut state, "eu-2", life, &["b"], 60),
+            Verdict::Granted,
+            "{name}"
+        );
+        assert_eq!(State::decode(&state.encode()).unwrap(), state, "{name}");
+    }
+}
+
+#[test]
+fn credit_that_nodes_have_is_not_granted_again_when_an_organization_is_held_to_it_again() {
+    use tollway_shared::credit::{Billing, BillingMode, CreditMove, PayMethod, budget_id};
+    let mut state = with_nodes();
+    let organization = OrganizationId::trusted("o");
+    let top_up = tollway_proto::command::MoveCredit {
+        organization: organization.clone(),
+        made: CreditMove::TopUp {
+            method: PayMethod::Promo,
+            amount: tollway_shared::money::NanoUsd(100),
+        },
+        reference: "gift".into(),
+        reason: String::new(),
+    };
+    done(&mut state, Command::MoveCredit(top_up));
+    let pays = |mode| {
+        let billing = Billing {
+            mode,
+            ..Billing::default()
+        };
+        let organization = organization.clone();
+        Command::PutBilling(tollway_proto::command::PutBilling {
+            organization,
+            billing,
+        })
+    };
+    done(&mut state, pays(BillingMode::Prepaid));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    let id = budget_id(&organization);
     assert_eq!(
-        book(&state, "b"),
-        (7, 0, 493),
-        "with what the ledger has recorded"
+        ask(&mut state, "eu-1", EU_1, &[id.as_str()], 50),
+        Verdict::Granted
     );
+    let out = book(&state, id.as_str()).1;
+    done(&mut state, Command::RecordSpend(samples::spend(0, 1, 5)));
+    done(&mut state, pays(BillingMode::Unlimited));
+    done(&mut state, pays(BillingMode::Prepaid));
+    assert_eq!(book(&state, id.as_str()), (out, 0, 95 - out));
+}
+
+#[test]
+fn the_unit_of_a_budget_does_not_change_while_nodes_may_have_some_of_it() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    let tokens = || Command::PutBudget(edited(100, |budget| budget.terms.unit = Unit::Tokens));
+    let refused = |state: &mut State| match at(state, NOON, tokens()).outcome {
+        Outcome::Refused(refusal) => refusal.field.clone(),
+        Outcome::Done(_) => panic!("taken"),
+    };
+    assert_eq!(refused(&mut state).as_deref(), Some("unit"));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 60), Verdict::Granted);
+    done(&mut state, Command::RemoveBudget(BudgetId::trusted("b")));
+    assert_eq!(refused(&mut state).as_deref(), Some("unit"));
+    done(&mut state, Command::PutBudget(samples::budget(100)));
 }
 
 #[test]

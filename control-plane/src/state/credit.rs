@@ -3,14 +3,19 @@
 //!
 //! Limit = balance + credit line + what the budget has counted. Spending lowers the balance by what it adds to the count, so the
 //! limit changes when credit does: by what is paid, and by fees on own credentials, which the ledger takes when it counts a request.
+//!
+//! This budget has one window for ever, so what a dead node leaves charged does not go with a window's end, as elsewhere. What a life has
+//! out is freed when it is released ([`super::lease`]); what it said it had spent, or what is charged in doubt, and no event ever came of,
+//! by [`release`]. After either the ledger may still count what no lease has reported: that is settled with the count, so it stays counted.
 
 use std::sync::Arc;
 
-use tollway_proto::command::{PutBilling, Refusal, RefusalCode};
+use tollway_proto::command::{PutBilling, Refusal, RefusalCode, ReleaseCredit};
 use tollway_shared::budget::terms::Terms;
 use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::credit::{self, Billing, Fees};
 use tollway_shared::ids::{BudgetId, OrganizationId};
+use tollway_shared::lease::member::Standing;
 use tollway_shared::lease::message::Effect;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::seal::Sealed;
@@ -103,6 +108,75 @@ pub fn held(state: &State, id: &OrganizationId) -> i64 {
     i64::try_from(gone.max(0)).unwrap_or(i64::MAX)
 }
 
+/// What leases have settled of the organization's credit and the ledger has not counted: on its way, or stranded.
+pub fn uncounted(state: &State, id: &OrganizationId) -> i64 {
+    let id = credit::budget_id(id);
+    let (Some(account), Some(tally)) = (state.books.accounts.get(&id), state.tallies.get(&id)) else {
+        return 0;
+    };
+    let apart = account.book.settled - i128::from(tally.current.amount);
+    i64::try_from(apart.max(0)).unwrap_or(i64::MAX)
+}
+
+/// Frees credit that was settled and is not counted.
+pub(super) fn release(state: &mut State, step: &mut Step<'_>, order: &ReleaseCredit) -> Result<(), Refusal> {
+    let id = &order.organization;
+    step.expect_revision(None)?;
+    if !state.organizations.contains_key(id) {
+        return Err(not_found("organization", id));
+    }
+    if order.amount <= NanoUsd::ZERO {
+        return Err(refuse(RefusalCode::Invalid, "amount", "must be above zero"));
+    }
+    let before = uncounted(state, id);
+    if order.amount.0 > before {
+        let left = NanoUsd(before);
+        let detail =
+            format!("is more than the {left} dollars that nodes have spent and the ledger has not counted");
+        return Err(refuse(RefusalCode::Conflict, "amount", detail));
+    }
+    if let Some(account) = state.books.accounts.get_mut(&credit::budget_id(id)) {
+        Arc::make_mut(account).book.release(order.amount.0);
+    }
+    settle(state, step, id);
+    step.audit = Some(audit::Touched {
+        target: format!("{id}"),
+        before: Some(format!("{} dollars uncounted", NanoUsd(before))),
+        after: Some(format!(
+            "{} dollars uncounted; {}",
+            NanoUsd(uncounted(state, id)),
+            order.reason
+        )),
+    });
+    Ok(())
+}
+
+/// After a release the ledger may count what no lease has reported: that is settled with the count.
+fn count(state: &mut State, budget: &BudgetId) {
+    let released = was_released(state, budget);
+    let Some(account) = state.books.accounts.get_mut(budget) else {
+        return;
+    };
+    let counted = state.tallies.get(budget).map_or(0, |tally| tally.current.amount);
+    // What is ahead stays so until leases have reported it, also when the life that was released is forgotten.
+    if released || account.book.ahead != 0 {
+        Arc::make_mut(account).book.count(counted.into());
+    }
+}
+
+/// Whether somebody has taken it upon them that less was spent of a budget than nodes could have spent.
+fn was_released(state: &State, budget: &BudgetId) -> bool {
+    let standing = |life| state.books.members.get(life).map(|member| member.standing);
+    state.books.accounts.get(budget).is_some_and(|account| {
+        let book = &account.book;
+        book.released != 0
+            || book
+                .leases
+                .keys()
+                .any(|life| standing(life) == Some(Standing::Released))
+    })
+}
+
 /// After a balance or a setting has changed: the budget's limit follows, and whoever has to know is told.
 pub(super) fn settle(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
     let billing = billing(state, id);
@@ -120,6 +194,7 @@ fn enforce(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, billing:
         return;
     };
     let available = state.accounts.get(id).map_or(0, |account| account.available());
+    count(state, &budget);
     let spent = state.tallies.get(&budget).map_or(0, |tally| tally.current.amount);
     let limit = credit::limit(available, line, spent);
     if state

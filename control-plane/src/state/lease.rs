@@ -9,7 +9,7 @@ use tollway_shared::lease::member::{Member, Standing};
 use tollway_shared::lease::message::{Closing, Confirmed};
 use tollway_shared::time::UnixMillis;
 
-use super::{State, Step, audit, not_found, refuse};
+use super::{State, Step, audit, credit, not_found, refuse};
 
 /// What a node says. Only about its own incarnations.
 pub(super) fn call(
@@ -116,6 +116,11 @@ pub(super) fn release(
                 standing(before)
             ),
         });
+    }
+    let member = state.books.members.get(&incarnation);
+    let leases = member.map(|member| member.leases.clone()).unwrap_or_default();
+    for organization in leases.iter().filter_map(tollway_shared::credit::organization_of) {
+        credit::settle(state, step, &organization);
     }
     note(state, step, incarnation, before);
     Ok(())

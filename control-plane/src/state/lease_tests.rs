@@ -1,9 +1,11 @@
 //! The life of a lease, entry by entry: granted, settled, recalled, closed, fenced, released.
 
-use tollway_proto::command::{Command, Outcome};
+use tollway_proto::command::{Command, MoveCredit, Outcome, PutBilling, ReleaseCredit};
 use tollway_proto::lease::{LeaseAnswer, LeaseCall};
-use tollway_shared::ids::{BudgetId, Incarnation, NodeId};
+use tollway_shared::credit::{Billing, BillingMode, CreditMove, PayMethod};
+use tollway_shared::ids::{BudgetId, Incarnation, NodeId, OrganizationId};
 use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Effect, Epoch, Verdict, Want};
+use tollway_shared::money::NanoUsd;
 
 use crate::state::State;
 use crate::state::lease_samples::{EU_1, ask, at, book, done, enlist, of_key, report, say, with_nodes};
@@ -82,6 +84,145 @@ fn a_dead_life_stays_charged_until_somebody_releases_it() {
         .map(|record| record.action.as_str())
         .collect();
     assert_eq!(actions, ["incarnation.release"]);
+}
+
+/// Organization `o` has paid in 100 nano-dollars and is held to them.
+fn prepaid() -> State {
+    let mut state = with_nodes();
+    done(
+        &mut state,
+        Command::MoveCredit(MoveCredit {
+            organization: OrganizationId::trusted("o"),
+            made: CreditMove::TopUp {
+                method: PayMethod::Promo,
+                amount: NanoUsd(100),
+            },
+            reference: "pay-1".into(),
+            reason: String::new(),
+        }),
+    );
+    done(
+        &mut state,
+        Command::PutBilling(PutBilling {
+            organization: OrganizationId::trusted("o"),
+            billing: Billing {
+                mode: BillingMode::Prepaid,
+                ..Billing::default()
+            },
+        }),
+    );
+    state
+}
+
+/// Credit's book, and how much of what it has settled the ledger has not counted.
+fn credit(state: &State) -> ((i128, i128, i128), i64) {
+    let id = OrganizationId::trusted("o");
+    (book(state, CREDIT), super::super::credit::uncounted(state, &id))
+}
+
+const CREDIT: &str = "credit.o";
+
+#[test]
+fn credit_of_a_dead_life_is_free_again_once_released_and_what_the_ledger_counts_stays_counted() {
+    let mut state = prepaid();
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &[CREDIT], 70), Verdict::Granted);
+    report(&mut state, CREDIT, EU_1, 30);
+    // It spends 15 more that it never reports, and dies. The ledger counts 40 of the 45: the rest of its events is lost with its disk.
+    done(&mut state, Command::RecordSpend(samples::spend(0, 1, 40)));
+    done(&mut state, Command::FenceIncarnation(EU_1));
+    let (dead, _) = credit(&state);
+    assert!(dead.1 >= 40, "it stays charged: {dead:?}");
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    let available = state.accounts[&OrganizationId::trusted("o")].available();
+    assert_eq!(available, 60);
+    // The other node may have what is left, to the last unit, and not what the dead one had spent without saying so.
+    assert_eq!(credit(&state), ((40, 0, 60), 0));
+    assert!(enlist(&mut state, "eu-2", Incarnation(2)));
+    let verdict = ask(&mut state, "eu-2", Incarnation(2), &[CREDIT], 61);
+    assert_eq!(verdict, Verdict::Exhausted(BudgetId::trusted(CREDIT)));
+    assert_eq!(
+        ask(&mut state, "eu-2", Incarnation(2), &[CREDIT], 60),
+        Verdict::Granted
+    );
+    // More of its events come late: they take from what is left.
+    done(&mut state, Command::RecordSpend(samples::spend(1, 2, 5)));
+    assert_eq!(credit(&state).0.2, -5, "more is out than there is");
+}
+
+#[test]
+fn credit_that_a_dead_life_said_it_spent_and_nobody_counts_can_be_released() {
+    let mut state = prepaid();
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &[CREDIT], 70), Verdict::Granted);
+    report(&mut state, CREDIT, EU_1, 30);
+    done(&mut state, Command::RecordSpend(samples::spend(0, 1, 20)));
+    done(&mut state, Command::FenceIncarnation(EU_1));
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    assert_eq!(
+        credit(&state),
+        ((30, 0, 70), 10),
+        "10 are spent, and no event says on what"
+    );
+    let release = |amount: i64| {
+        Command::ReleaseCredit(ReleaseCredit {
+            organization: OrganizationId::trusted("o"),
+            amount: NanoUsd(amount),
+            reason: "its disk is gone".into(),
+        })
+    };
+    for amount in [-1, 0, 11] {
+        let refused = at(&mut state, NOON, release(amount)).outcome;
+        assert!(matches!(refused, Outcome::Refused(_)), "{amount}: {refused:?}");
+    }
+    done(&mut state, release(10));
+    assert_eq!(
+        credit(&state),
+        ((20, 0, 80), 0),
+        "all that was paid in and not counted"
+    );
+    let refused = at(&mut state, NOON, release(1)).outcome;
+    assert!(matches!(refused, Outcome::Refused(_)), "{refused:?}");
+    // An event turns up after all: it counts, and nothing is spent twice.
+    done(&mut state, Command::RecordSpend(samples::spend(1, 2, 10)));
+    assert_eq!(credit(&state), ((30, 0, 70), 0));
+    let again = State::decode(&state.encode()).unwrap();
+    assert_eq!(again, state);
+}
+
+#[test]
+fn a_released_life_is_forgotten_in_time_and_what_it_reported_stays_settled() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 70), Verdict::Granted);
+    report(&mut state, "b", EU_1, 30);
+    done(&mut state, Command::FenceIncarnation(EU_1));
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    for (after_ms, members) in [(0, 1), (1, 0)] {
+        let before = NOON.plus_ms(after_ms);
+        done(&mut state, Command::ForgetIncarnations { before });
+        assert_eq!(state.books.members.len(), members);
+        assert_eq!(book(&state, "b"), (30, 0, 70));
+    }
+    let account = state.books.accounts.get(&BudgetId::trusted("b")).unwrap();
+    assert!(account.book.leases.is_empty());
+    // Its spool turns up after all: the leases know it no more, and its events count in the ledger.
+    let closing = Closing {
+        incarnation: EU_1,
+        lines: vec![ClosedLine {
+            budget: BudgetId::trusted("b"),
+            epoch: account.book.epoch,
+            spent: 50,
+        }],
+        doubtful: false,
+    };
+    let (answer, _) = say(&mut state, "eu-1", LeaseCall::Closing(closing));
+    assert!(
+        matches!(answer, LeaseAnswer::Closed { known: false, .. }),
+        "{answer:?}"
+    );
+    assert_eq!(book(&state, "b"), (30, 0, 70));
 }
 
 #[test]

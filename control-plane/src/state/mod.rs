@@ -144,6 +144,8 @@ pub struct State {
     pub usage_writers: OrdMap<(i32, WriterId), usage::WriterMark>,
     /// The last day on which old usage was forgotten.
     pub usage_tidied: Day,
+    /// The first day of which every sum is still in [`State::usage`].
+    pub usage_since: Day,
     /// Answers of idempotent writes of the last 24 hours.
     pub idempotency: idempotency::Answers,
     /// The audit trail's newest records.
@@ -158,8 +160,8 @@ pub struct State {
     pub accounts: OrdMap<OrganizationId, Arc<account::Account>>,
     /// Movements of credit by their references, for [`account::PAYMENTS_KEPT_MS`].
     pub payments: OrdMap<String, account::Payment>,
-    /// The last day on which old references were forgotten.
-    pub payments_tidied: Day,
+    /// Their references in the order in which they came, so that the oldest go first.
+    pub payment_order: Vector<(UnixMillis, String)>,
     /// How organizations pay; those that are not here are held to nothing.
     pub billing: OrdMap<OrganizationId, Kept<Billing>>,
     /// What buying credits costs.
@@ -336,6 +338,8 @@ fn dispatch(state: &mut State, step: &mut Step<'_>) -> Result<(), Refusal> {
         }
         Command::RecordSpend(c) => spend::record(state, step, c),
         Command::MoveCredit(c) => account::move_credit(state, step, c),
+        Command::LabelKey { key, labels } => tenant::label_key(state, step, key, labels),
+        Command::ReleaseCredit(c) => credit::release(state, step, c),
         Command::PutBilling(c) => credit::put_billing(state, step, c),
         Command::PutFees(c) => credit::put_fees(state, step, c),
         Command::PutPaymentSecrets(c) => credit::put_secrets(state, step, c),

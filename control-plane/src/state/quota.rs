@@ -15,13 +15,24 @@ use super::{State, Step, budget};
 /// After a model, an organization or the settings have changed: every organization's quota.
 pub(super) fn follow_all(state: &mut State, step: &mut Step<'_>) {
     let organizations: Vec<OrganizationId> = state.organizations.keys().cloned().collect();
+    let offered = offered(state);
     for id in organizations {
-        follow(state, step, &id);
+        follow_one(state, step, &id, offered);
     }
+}
+
+/// Whether the catalog has a free model. Looks at all of them.
+fn offered(state: &State) -> bool {
+    state.models.keys().any(ModelId::is_free)
 }
 
 /// The same of one organization.
 pub(super) fn follow(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
+    let offered = offered(state);
+    follow_one(state, step, id, offered);
+}
+
+fn follow_one(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, offered: bool) {
     let budget = quota_id(id);
     let free = &state.fees.value.free;
     let bought = state
@@ -33,8 +44,7 @@ pub(super) fn follow(state: &mut State, step: &mut Step<'_>, id: &OrganizationId
     } else {
         free.per_day
     };
-    let offered = state.organizations.contains_key(id) && state.models.keys().any(ModelId::is_free);
-    if !offered || limit == 0 {
+    if !offered || limit == 0 || !state.organizations.contains_key(id) {
         budget::remove_kept(state, step, &budget);
         return;
     }

@@ -8,6 +8,7 @@ use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::catalog::{AuthScheme, Credential, Dialect, Endpoint, Model, PriceVersion, Provider};
 use tollway_shared::cost::Prices;
 use tollway_shared::ids::*;
+use tollway_shared::labels::Labels;
 use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::seal::Sealed;
 use tollway_shared::tenant::{ApiKey, Organization, Project, TenantPath};
@@ -101,6 +102,7 @@ pub(crate) fn commands() -> Vec<Command> {
             team: None,
             name: "J".into(),
             enabled: true,
+            labels: Labels::new(),
         }),
         Command::CreateKey(api_key("k", 1)),
     ]
@@ -157,6 +159,7 @@ pub(crate) fn api_key(id: &str, digest: u8) -> ApiKey {
         expires_at: None,
         revoked_at: None,
         rotated_from: None,
+        labels: Labels::new(),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use tollway_proto::command::{Refusal, RefusalCode};
 use tollway_shared::bill::{self, BPS_MAX, BPS_MIN};
+use tollway_shared::credit::ORGANIZATION_BYTES_MAX;
 use tollway_shared::ids::{ApiKeyId, OrganizationId, ProjectId, TeamId};
+use tollway_shared::labels::{self, Labels};
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::tenant::{self, ApiKey, Organization, Project, ROTATIONS_MAX, Team};
 use tollway_shared::time::UnixMillis;
@@ -15,6 +17,13 @@ pub(super) fn put_organization(
     step: &mut Step<'_>,
     organization: &Organization,
 ) -> Result<(), Refusal> {
+    let bytes = organization.id.as_str().len();
+    if bytes > ORGANIZATION_BYTES_MAX {
+        let detail = format!(
+            "has {bytes} bytes; an organization's may have at most {ORGANIZATION_BYTES_MAX}, as the budgets that hold it to its credit are named after it"
+        );
+        return Err(refuse(RefusalCode::Invalid, "id", detail));
+    }
     if !bill::admissible(organization.adjustment_bps) {
         let detail = format!("must be between {BPS_MIN} and {BPS_MAX}");
         return Err(refuse(RefusalCode::Invalid, "adjustment_bps", detail));
@@ -118,6 +127,7 @@ pub(super) fn put_project(state: &mut State, step: &mut Step<'_>, project: &Proj
             .is_some_and(|kept| kept.value.organization == *organization);
         must_exist(there, "team", "a team of this organization", team)?;
     }
+    sound(&project.labels)?;
     step.put(&mut state.projects, project.id.clone(), project.clone())?;
     step.changed.push(key(ResourceKind::Project, project.id.text()));
     Ok(())
@@ -169,6 +179,7 @@ pub(super) fn create_key(state: &mut State, step: &mut Step<'_>, new: &ApiKey) -
             "must be in the future",
         ));
     }
+    sound(&new.labels)?;
     step.put(&mut state.keys, new.id.clone(), new.clone())?;
     step.changed.push(key(ResourceKind::ApiKey, new.id.text()));
     Ok(())
@@ -224,6 +235,7 @@ pub(super) fn rotate_key(
     let mut successor = new.clone();
     successor.project = kept.value.project.clone();
     successor.models = kept.value.models.clone();
+    successor.labels = kept.value.labels.clone();
     successor.rotated_from = Some(old.clone());
     state.keys.insert(
         successor.id.clone(),
@@ -265,6 +277,26 @@ pub(super) fn revoke_key(state: &mut State, step: &mut Step<'_>, id: &ApiKeyId) 
     step.put(&mut state.keys, id.clone(), revoked)?;
     step.changed.push(key(ResourceKind::ApiKey, id.text()));
     Ok(())
+}
+
+/// Sets the labels of a key, a dead one's too: what it used is still reported.
+pub(super) fn label_key(
+    state: &mut State,
+    step: &mut Step<'_>,
+    id: &ApiKeyId,
+    labels: &Labels,
+) -> Result<(), Refusal> {
+    let Some(kept) = state.keys.get(id).cloned() else {
+        return Err(not_found("API key", id));
+    };
+    sound(labels)?;
+    let mut labelled = kept.value;
+    labelled.labels = labels.clone();
+    step.put(&mut state.keys, id.clone(), labelled)
+}
+
+fn sound(labels: &Labels) -> Result<(), Refusal> {
+    labels::check(labels).map_err(|fault| refuse(RefusalCode::Invalid, "labels", fault.to_string()))
 }
 
 fn stays_in(stored: Option<&OrganizationId>, wanted: &OrganizationId) -> Result<(), Refusal> {

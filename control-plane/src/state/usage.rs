@@ -97,6 +97,7 @@ fn forget_cells(state: &mut State, today: Day) {
     let bound = first(oldest, &OrganizationId::trusted(""));
     if state.usage.get_min().is_some_and(|(cell, _)| *cell < bound) {
         state.usage = state.usage.split(&bound).1;
+        state.usage_since = state.usage_since.max(oldest);
     }
 }
 
@@ -177,6 +178,7 @@ mod tests {
         record(&mut state, DAYS_KEPT + 1, 0, 1);
         let days: Vec<i32> = state.usage.keys().map(|cell| cell.day.0 - NOON.day().0).collect();
         assert_eq!(days, [1, DAYS_KEPT, DAYS_KEPT + 1]);
+        assert_eq!(state.usage_since, Day(NOON.day().0 + 1), "readers are told");
         let raised = samples::budget_for(2000, Period::Lifetime);
         samples::run(&mut state, Command::PutBudget(raised));
         let recorded: Vec<i64> = state.tallies.values().map(|tally| tally.current.amount).collect();

@@ -8,6 +8,7 @@ use tollway_shared::ids::{
     ProviderId, TeamId,
 };
 use tollway_shared::snapshot::{Resource, ResourceKey, ResourceKind};
+use tollway_shared::tenant::{ApiKey, Project};
 
 use super::{State, tally};
 
@@ -55,11 +56,11 @@ pub fn resource(state: &State, key: &ResourceKey) -> Option<Resource> {
         ResourceKind::Project => state
             .projects
             .get(&ProjectId::trusted(id()))
-            .map(|k| Resource::Project(k.value.clone())),
+            .map(|k| Resource::Project(project(&k.value))),
         ResourceKind::ApiKey => state
             .keys
             .get(&ApiKeyId::trusted(id()))
-            .map(|k| Resource::ApiKey(k.value.clone())),
+            .map(|k| Resource::ApiKey(api_key(&k.value))),
         ResourceKind::Budget => state
             .budgets
             .get(&BudgetId::trusted(id()))
@@ -97,9 +98,9 @@ pub fn all(state: &State) -> impl Iterator<Item = Resource> + '_ {
         state
             .projects
             .values()
-            .map(|k| Resource::Project(k.value.clone())),
+            .map(|k| Resource::Project(project(&k.value))),
     )
-    .chain(state.keys.values().map(|k| Resource::ApiKey(k.value.clone())))
+    .chain(state.keys.values().map(|k| Resource::ApiKey(api_key(&k.value))))
     .chain(
         state
             .budgets
@@ -107,6 +108,20 @@ pub fn all(state: &State) -> impl Iterator<Item = Resource> + '_ {
             .map(|k| Resource::Budget(budget(state, &k.value))),
     );
     catalog.chain(tenants)
+}
+
+/// A project as nodes see it: labels are for reports.
+fn project(project: &Project) -> Project {
+    let mut shown = project.clone();
+    shown.labels.clear();
+    shown
+}
+
+/// The same of a key.
+fn api_key(key: &ApiKey) -> ApiKey {
+    let mut shown = key.clone();
+    shown.labels.clear();
+    shown
 }
 
 /// A budget as nodes see it. Raises and who made them are the control plane's: nodes spend what they are granted.

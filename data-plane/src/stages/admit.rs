@@ -228,6 +228,7 @@ mod tests {
             expires_at: None,
             revoked_at: None,
             rotated_from: from.map(ApiKeyId::trusted),
+            labels: tollway_shared::labels::Labels::new(),
         };
         let keys = [
             key("k1", 1, None),

@@ -384,6 +384,7 @@ mod tests {
             expires_at: None,
             revoked_at: None,
             rotated_from: None,
+            labels: tollway_shared::labels::Labels::new(),
         };
         let key = Arc::new(key);
         Caller {

@@ -22,6 +22,7 @@ use tollway_shared::ids::{
     ProjectId, ProviderId, Region,
 };
 use tollway_shared::key_text::{KeyKind, mint};
+use tollway_shared::labels::Labels;
 use tollway_shared::money::{NanoUsd, Price};
 use tollway_shared::notice::Notice;
 use tollway_shared::seal::{self, Key};
@@ -58,6 +59,7 @@ pub(crate) fn api_key(project: &str, id: &str, digest: [u8; 32]) -> ApiKey {
         expires_at: None,
         revoked_at: None,
         rotated_from: None,
+        labels: Labels::new(),
     }
 }
 
@@ -214,6 +216,7 @@ impl Node {
                 team: None,
                 name: "project".into(),
                 enabled: true,
+                labels: Labels::new(),
             }),
         );
         let digest = seal::key_digest(&pepper, &key);

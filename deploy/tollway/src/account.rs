@@ -13,6 +13,7 @@ const ACCOUNT_COLUMNS: &[&str] = &[
     "billing.mode",
     "available",
     "held",
+    "uncounted",
     "spendable",
     "bought",
     "transfers",
@@ -42,6 +43,17 @@ pub(crate) async fn run(client: &Client, format: Format, command: Account) -> Re
         }
         Account::Refund { change } => moved(client, format, &change, "refunds", &body(&change)).await?,
         Account::Adjust { change } => moved(client, format, &change, "adjustments", &body(&change)).await?,
+        Account::Release {
+            organization,
+            amount,
+            reason,
+        } => {
+            let body = json!({"amount": amount, "reason": reason});
+            let answer = client
+                .post(&below(&organization, "account/release"), &body)
+                .await?;
+            done(format, &answer, &format!("released {amount} of {organization}"));
+        }
         Account::Billing {
             organization,
             mode,

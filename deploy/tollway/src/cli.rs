@@ -146,6 +146,17 @@ pub(crate) enum Account {
         #[command(flatten)]
         change: Change,
     },
+    /// Free credit that dead nodes left spent and the ledger will never count, on your word: `uncounted` of the account
+    Release {
+        /// The organization's id
+        organization: String,
+        /// How much, US dollars
+        #[arg(long, value_name = "AMOUNT")]
+        amount: String,
+        /// Why, for people
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
     /// Set how an organization pays, in place of what was set before
     Billing {
         /// The organization's id
@@ -209,6 +220,17 @@ pub(crate) enum Key {
         /// From when it is refused, RFC 3339
         #[arg(long, value_name = "TIME")]
         expires_at: Option<String>,
+        /// A label for chargeback; may be repeated
+        #[arg(long = "label", value_name = "NAME=VALUE")]
+        labels: Vec<String>,
+    },
+    /// Set a key's labels for chargeback, in place of those it has
+    Label {
+        /// The key's id
+        id: String,
+        /// Its labels; none: it has none
+        #[arg(value_name = "NAME=VALUE")]
+        labels: Vec<String>,
     },
     /// Replace a key; the new one is shown once
     Rotate {

@@ -26,6 +26,7 @@ const USAGE_COLUMNS: &[&str] = &[
     "region",
     "price_version",
     "byok",
+    "labels",
     "requests",
     "estimated",
     "cancelled",
@@ -38,6 +39,7 @@ const USAGE_COLUMNS: &[&str] = &[
     "tokens.output_reasoning",
     "cost",
     "billed",
+    "fee",
 ];
 
 /// Runs one command against the cluster.
@@ -131,11 +133,19 @@ async fn key(client: &Client, format: Format, command: Key) -> Result<(), Failur
             name,
             models,
             expires_at,
+            labels,
         } => {
-            let mut body = json!({"project": project, "name": name, "models": models});
+            let labels = labelled(&labels)?;
+            let mut body = json!({"project": project, "name": name, "models": models, "labels": labels});
             insert(&mut body, "id", id.map(Value::from));
             insert(&mut body, "expires_at", expires_at.map(Value::from));
             shown_once(format, &client.post("keys", &body).await?);
+        }
+        Key::Label { id, labels } => {
+            let body = json!({"labels": labelled(&labels)?});
+            let path = format!("keys/{}/labels", segment(&id));
+            let answer = client.put(&path, &body, None).await?;
+            done(format, &answer, &format!("labelled key {id}"));
         }
         Key::Rotate { id, grace_seconds } => {
             let mut body = json!({});
@@ -380,6 +390,7 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
                 "tokens.output",
                 "cost",
                 "billed",
+                "fee",
                 "cache_savings",
                 "latency.first_byte_ms.p50",
                 "latency.total_ms.p50",
@@ -387,6 +398,17 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
         );
     }
     Ok(())
+}
+
+/// Labels as the admin API has them.
+fn labelled(labels: &[String]) -> Result<Value, Failure> {
+    let pairs = labels.iter().map(|label| {
+        let (name, value) = pair("label", label)?;
+        Ok((name.to_owned(), Value::from(value)))
+    });
+    pairs
+        .collect::<Result<serde_json::Map<_, _>, Failure>>()
+        .map(Value::Object)
 }
 
 pub(crate) fn pair<'a>(flag: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {

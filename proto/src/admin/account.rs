@@ -166,6 +166,9 @@ pub struct Account {
     pub available: text::Usd,
     /// Of that with nodes, or used and not recorded yet, US dollars; 0 for an organization that is held to nothing.
     pub held: text::Usd,
+    /// The part of `held` that leases of nodes have settled and the ledger has not counted, US dollars: seconds of traffic, and what nodes
+    /// left that are gone for good.
+    pub uncounted: text::Usd,
     /// What can still be promised to requests, US dollars: `available` and the credit line less `held`; null where nothing limits it.
     pub spendable: Option<text::Usd>,
     /// Bought in all, US dollars, without what was given.
@@ -178,6 +181,17 @@ pub struct Account {
     pub transfers: u64,
     /// The hash of the newest.
     pub head: String,
+}
+
+/// Stranded credit to free.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreditRelease {
+    /// How much of `uncounted`, US dollars.
+    pub amount: text::Usd,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// Why money moved.

@@ -22,10 +22,39 @@ pub struct Reconciliation {
     pub drift: text::Usd,
     /// The first hundred of them.
     pub differences: Vec<Difference>,
+    /// Sums of organizations' accounts that are not what usage says they should be: what was taken for usage and as fees, of all time and
+    /// by month. There must be none. At most a hundred.
+    pub accounts: Vec<AccountDifference>,
     /// Where in the usage log both were.
     pub freshness: Vec<Freshness>,
     /// The log index of the replicated sums.
     pub applied: u64,
+}
+
+/// What of an account is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountSum {
+    /// Taken for usage, as `billed`.
+    Billed,
+    /// Fees: on own credentials, and of all time on credits, too.
+    Fee,
+}
+
+/// A sum of an account that is not what usage says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AccountDifference {
+    /// The organization.
+    pub organization: String,
+    /// Which sum.
+    pub sum: AccountSum,
+    /// The month, `2026-11`; absent: all time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub month: Option<String>,
+    /// What the account was charged, US dollars.
+    pub account: text::Usd,
+    /// What usage and purchases come to, US dollars.
+    pub usage: text::Usd,
 }
 
 /// A cell on which they differ.

@@ -19,11 +19,11 @@ pub struct InvoiceLine {
     /// The model that served.
     pub model: text::ModelId,
     /// What was counted: `input`, `input_cache_read`, `input_cache_write`, `input_cache_write_1h`, `output`, `output_reasoning`,
-    /// `requests` (fixed parts); or `adjustment` for markup and discount.
+    /// `requests` (fixed parts); or `adjustment` for markup and discount, `byok_fee` for the fee on own credentials.
     pub meter: String,
     /// Whether it was served with the organization's own credential, so that the provider bills it.
     pub byok: bool,
-    /// How many tokens, or requests.
+    /// How many tokens, or requests; of a fee the requests with own credentials, those that were free of it included.
     pub quantity: u64,
     /// What it costs at list price, US dollars.
     pub list: text::Usd,
@@ -46,9 +46,11 @@ pub struct InvoiceTotals {
     pub adjustments: text::Usd,
     /// What is owed for usage: `list` - `byok_list` + `adjustments`.
     pub usage: text::Usd,
-    /// The fees of `entries`.
+    /// Fees on own credentials: in `lines`, and in `entries` where only the month is known of them any more.
+    pub byok_fees: text::Usd,
+    /// The other fees of `entries`: on credits.
     pub fees: text::Usd,
-    /// `usage` + `fees`.
+    /// `usage` + `byok_fees` + `fees`.
     pub total: text::Usd,
 }
 
@@ -57,9 +59,9 @@ pub struct InvoiceTotals {
 pub struct InvoiceEntry {
     /// When.
     pub at: text::Instant,
-    /// `top_up`, `fee`, `refund`, `grant`, `adjustment`; `byok_fee`: on own credentials, one a day.
+    /// `top_up`, `fee`, `refund`, `grant`, `adjustment`; `byok_fee` for fees on own credentials of which only the month is known.
     pub kind: String,
-    /// The id of the transfer; of a fee on own credentials organization and day.
+    /// The id of the transfer; of a `byok_fee` organization and month.
     pub reference: String,
     /// US dollars; what the organization pays is above zero.
     pub amount: text::Usd,
@@ -82,13 +84,17 @@ pub struct Invoice {
     pub to: text::Day,
     /// `USD`.
     pub currency: String,
-    /// Whether the month has been over for three days. Usage that arrives even later still counts in its own month.
+    /// Whether the month has been over for three days, all that the usage log is known to have is counted, and `entries` is whole. Usage
+    /// that arrives even later still counts in its own month.
     #[serde(rename = "final")]
     pub is_final: bool,
     /// By project, model and meter.
     pub lines: Vec<InvoiceLine>,
     /// What was paid, charged and given besides.
     pub entries: Vec<InvoiceEntry>,
+    /// Whether `entries`, and with it `fees` and `total`, lacks some: there have been more transfers since than are kept. The audit trail
+    /// has them.
+    pub entries_missing: bool,
     /// The sums.
     pub totals: InvoiceTotals,
     /// The balance of the organization's account when the month began; `null` where it is not kept.

@@ -1,5 +1,7 @@
 //! Organizations, teams, projects, API keys.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tollway_shared::ids::{self, Revision};
 use tollway_shared::tenant as stored;
@@ -130,6 +132,9 @@ noun! {
         #[serde(default)] name: String,
         /// A disabled project's keys are refused; default: enabled.
         #[serde(default = "yes")] enabled: bool,
+        /// Names and values for chargeback, at most 16: see `group_by` of usage. A name has 1 to 63 letters, digits, `.`, `_` and `-`; a
+        /// value 1 to 128 bytes.
+        #[serde(default)] labels: BTreeMap<String, String>,
     }
 }
 
@@ -141,6 +146,7 @@ impl ProjectPut {
             team,
             name,
             enabled,
+            labels,
         } = self;
         stored::Project {
             name: named(name, &id),
@@ -148,6 +154,7 @@ impl ProjectPut {
             organization: organization.0,
             team: team.map(|team| team.0),
             enabled,
+            labels,
         }
     }
 }
@@ -161,6 +168,7 @@ impl Project {
             team,
             name,
             enabled,
+            labels,
         } = project.clone();
         Self {
             id: Text(id),
@@ -168,6 +176,7 @@ impl Project {
             team: team.map(Text),
             name,
             enabled,
+            labels,
             revision: revision.0,
         }
     }
@@ -191,6 +200,17 @@ pub struct KeyCreate {
     /// From when it is refused; default: never.
     #[serde(default)]
     pub expires_at: Option<text::Instant>,
+    /// Names and values for chargeback, as a project's; where both have a name, the key's value holds.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Labels in place of those that an API key has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeyLabels {
+    /// All of them.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What the key itself gave: its digest and last four characters.
@@ -213,6 +233,7 @@ impl KeyCreate {
             name,
             models,
             expires_at,
+            labels,
         } = self;
         stored::ApiKey {
             name: named(name, &id),
@@ -226,6 +247,7 @@ impl KeyCreate {
             expires_at: expires_at.map(|at| at.0),
             revoked_at: None,
             rotated_from: None,
+            labels,
         }
     }
 }
@@ -263,6 +285,8 @@ pub struct Key {
     pub revoked_at: Option<text::Instant>,
     /// The key it replaces, when it came from a rotation.
     pub rotated_from: Option<text::ApiKeyId>,
+    /// Names and values for chargeback.
+    pub labels: BTreeMap<String, String>,
     /// The revision of the last change of this record; what `if_revision` is compared with.
     pub revision: u64,
 }
@@ -282,6 +306,7 @@ impl Key {
             expires_at,
             revoked_at,
             rotated_from,
+            labels,
         } = key.clone();
         Self {
             id: Text(id),
@@ -293,6 +318,7 @@ impl Key {
             expires_at: expires_at.map(Text),
             revoked_at: revoked_at.map(Text),
             rotated_from: rotated_from.map(Text),
+            labels,
             revision: revision.0,
         }
     }

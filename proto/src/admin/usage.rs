@@ -1,5 +1,7 @@
 //! What was used, summed.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::tokens;
@@ -59,6 +61,10 @@ pub struct Sums {
     pub cost: text::Usd,
     /// What is owed for them, US dollars: with the organization's markup or discount, and nothing for own credentials and free models.
     pub billed: text::Usd,
+    /// The fee on those served with the organization's own credential, US dollars; not in `billed`. Absent where it is not known: it is
+    /// counted by organization, team, project, key, model, provider and day, and by nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fee: Option<text::Usd>,
 }
 
 impl Default for Sums {
@@ -76,10 +82,10 @@ impl From<UsageSums> for Sums {
             tokens,
             cost,
             billed,
-            // Accounts and invoices have the fee; grouped by `byok` the billing store tells the rest.
+            // Grouped by `byok` the billing store tells these.
             byok_requests: _,
             byok_cost: _,
-            fee: _,
+            fee,
         } = sums;
         Self {
             requests,
@@ -87,6 +93,7 @@ impl From<UsageSums> for Sums {
             tokens: tokens.into(),
             cost: Text(cost),
             billed: Text(billed),
+            fee: Some(Text(fee)),
         }
     }
 }
@@ -190,6 +197,9 @@ pub struct UsageRow {
     /// The UTC month, `2026-11`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub month: Option<String>,
+    /// The asked labels: `unlabelled` where neither the key nor its project has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
     /// What it used.
     #[serde(flatten)]
     pub sums: Sums,
@@ -293,7 +303,8 @@ pub struct Freshness {
     /// What the usage log has beyond it, as measured every few seconds: events on Kafka, bytes in the embedded log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<i64>,
-    /// Only when the usage log had lost its beginning when the billing store was made: the end of the first request there was.
+    /// Only when the usage log had lost its beginning when the billing store was made: the end of the first request there was. Of the
+    /// replicated sums, the first instant of the first day that is kept whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub whole_since: Option<text::Instant>,
 }

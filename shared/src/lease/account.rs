@@ -1,5 +1,7 @@
 //! One budget at the control plane: its terms, its current window, and the last few before it.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::book::{Book, Lease};
@@ -23,6 +25,8 @@ pub struct Account {
     pub book: Book,
     /// The windows before, newest first; at most [`PAST_MAX`].
     pub past: Vec<Book>,
+    /// Those among them whose leases the current one was opened with, as if they were spent.
+    pub carries: BTreeSet<Epoch>,
 }
 
 impl Account {
@@ -39,12 +43,22 @@ impl Account {
         books.take(PAST_MAX).cloned().collect()
     }
 
-    pub(super) fn books(&mut self) -> impl Iterator<Item = &mut Book> {
-        std::iter::once(&mut self.book).chain(&mut self.past)
+    pub(super) fn epochs(&self) -> Vec<Epoch> {
+        let books = std::iter::once(&self.book).chain(&self.past);
+        books.map(|book| book.epoch).collect()
     }
 
-    pub(super) fn book_mut(&mut self, epoch: Epoch) -> Option<&mut Book> {
-        self.books().find(|book| book.epoch == epoch)
+    /// Changes the book of a window. What that frees of one that the current one was opened with is free in the current one.
+    pub(super) fn change<T>(&mut self, epoch: Epoch, work: impl FnOnce(&mut Book) -> T) -> Option<T> {
+        let mut books = std::iter::once(&mut self.book).chain(&mut self.past);
+        let book = books.find(|book| book.epoch == epoch)?;
+        let before = book.settled + book.outstanding;
+        let done = work(book);
+        let freed = before - (book.settled + book.outstanding);
+        if self.carries.contains(&epoch) {
+            self.book.uncarry(freed);
+        }
+        Some(done)
     }
 
     /// Moves money from free to a lease. Says whether a waiting request got less than it wants.

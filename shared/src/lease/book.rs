@@ -80,10 +80,14 @@ pub struct Book {
     pub outstanding: i128,
     /// To be leased. Below zero after a limit was lowered under what is out, or when a request cost more than its hold.
     pub free: i128,
-    /// The part of `settled` of incarnations that are closed.
+    /// The part of `settled` of incarnations that are closed, less what was [`released`](Book::release), and what is [`ahead`](Book::count).
     pub closed: i128,
     /// The part of `closed` that no record says was spent: charged because a disk may have lost the records.
     pub doubtful: i128,
+    /// What was taken out of `settled` again, in all.
+    pub released: i128,
+    /// The part of `settled` that the ledger has counted and no lease has reported.
+    pub ahead: i128,
     /// Who has a lease.
     pub leases: BTreeMap<Incarnation, Lease>,
     /// The highest threshold that was told, percent.
@@ -102,6 +106,8 @@ impl Book {
             free: i128::from(limit) - i128::from(carried),
             closed: i128::from(carried),
             doubtful: 0,
+            released: 0,
+            ahead: 0,
             leases: BTreeMap::new(),
             told: 0,
         }
@@ -125,6 +131,13 @@ impl Book {
         self.limit = limit;
     }
 
+    /// Gives back some of what the window was opened with; when negative, charges more.
+    pub(super) fn uncarry(&mut self, amount: i128) {
+        self.settled -= amount;
+        self.closed -= amount;
+        self.free += amount;
+    }
+
     /// Ends a lease: what it spent is settled, the rest is free, or charged when in doubt.
     pub fn fold(&mut self, incarnation: Incarnation, spent: i64, doubtful: bool) {
         if !self.leases.contains_key(&incarnation) && spent == 0 {
@@ -141,6 +154,25 @@ impl Book {
         self.settled += charged;
         self.outstanding -= out;
         self.free += out - charged;
+    }
+
+    /// Frees what is settled and was never used.
+    pub fn release(&mut self, amount: i64) {
+        let amount = i128::from(amount);
+        self.settled -= amount;
+        self.closed -= amount;
+        self.free += amount;
+        self.released += amount;
+    }
+
+    /// Settles at least what the ledger has counted, whoever used it and whether or not leases have reported it.
+    pub fn count(&mut self, counted: i128) {
+        let ahead = (counted - (self.settled - self.ahead)).max(0);
+        let more = ahead - self.ahead;
+        self.settled += more;
+        self.closed += more;
+        self.free -= more;
+        self.ahead = ahead;
     }
 
     /// What does not hold, if anything.

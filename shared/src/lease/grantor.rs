@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, COUNTER_MAX, grantable, merge};
 use super::book::{Book, Lease};
+use super::former::Former;
 use super::member::{Member, Standing, holders, live};
 use super::message::{
     Answer, Ask, Closing, Confirmed, Effect, Epoch, GRANTS_MAX, Grant, Recall, Report, Verdict, WANTS_MAX,
@@ -36,6 +37,8 @@ pub struct Roll {
 pub struct Books {
     /// Hard and clamping budgets.
     pub accounts: OrdMap<BudgetId, Arc<Account>>,
+    /// Budgets that were removed, or are soft now, while nodes may have slices of them.
+    pub former: OrdMap<BudgetId, Arc<Former>>,
     /// Incarnations of nodes.
     pub members: OrdMap<Incarnation, Arc<Member>>,
     /// The last epoch that was handed out.
@@ -45,6 +48,9 @@ pub struct Books {
 impl Books {
     /// Makes a budget or changes its terms. Another limit holds at once: raised, there is more to grant; lowered under what is
     /// out, nothing is granted until enough has come back, and holders are told to. Another unit or cycle starts a new window.
+    ///
+    /// Nodes may still spend what they had of a budget of this id that was removed, or had another cycle; the new window is opened as if
+    /// they had (see [`super::former`]).
     ///
     /// - `span`: the window around `now` by the terms' cycle; `carried`: what that window has spent before it had leases.
     /// - A soft budget has no account: there is nothing to lease.
@@ -57,11 +63,11 @@ impl Books {
         now: UnixMillis,
     ) -> Vec<Effect> {
         if terms.mode == Mode::Soft {
-            self.remove(budget);
+            self.remove(budget, carried, now);
             return Vec::new();
         }
         let same = |old: &Arc<Account>| old.terms.unit == terms.unit && old.terms.cycle == terms.cycle;
-        let past = match self.accounts.get_mut(budget) {
+        match self.accounts.get_mut(budget) {
             Some(account) if same(account) => {
                 let account = Arc::make_mut(account);
                 account.terms = terms.clone();
@@ -72,25 +78,26 @@ impl Books {
                 account.refresh(now);
                 return self.mend(budget, now);
             }
-            Some(account) => account.rolled(),
-            None => Vec::new(),
-        };
+            Some(_) => self.remove(budget, carried, now),
+            None => {}
+        }
+        let former = self.heritage(budget, terms.unit, now);
         self.last_epoch += 1;
+        let carried = former.charged.saturating_add(i128::from(carried));
         let book = Book::open(
             Epoch(self.last_epoch),
             span,
             terms.limit_at(now),
-            carried.clamp(0, COUNTER_MAX),
+            i64::try_from(carried).map_or(COUNTER_MAX, |carried| carried.clamp(0, COUNTER_MAX)),
         );
-        let terms = terms.clone();
-        let account = Account { terms, book, past };
+        let account = Account {
+            terms: terms.clone(),
+            book,
+            past: former.past,
+            carries: former.carries,
+        };
         drop(self.accounts.insert(budget.clone(), Arc::new(account)));
         self.alert(budget).into_iter().collect()
-    }
-
-    /// Removes a budget. Slices of it are worth nothing to anybody any more.
-    pub fn remove(&mut self, budget: &BudgetId) {
-        drop(self.accounts.remove(budget));
     }
 
     /// For the leader, before it proposes: the windows of these budgets that are over at `now`. They go into the same command.
@@ -123,6 +130,7 @@ impl Books {
         let account = Arc::make_mut(account);
         let next = Book::open(Epoch(self.last_epoch), roll.span, account.terms.limit_at(now), 0);
         account.past = account.rolled();
+        account.carries.clear();
         account.book = next;
     }
 
@@ -293,15 +301,19 @@ impl Books {
             {
                 continue;
             }
-            let Some(account) = self.accounts.get_mut(&line.budget) else {
+            let Some(account) = self.known_mut(&line.budget) else {
                 continue;
             };
-            let account = Arc::make_mut(account);
             account.refresh(now);
-            // Who was granted nothing has nothing to report.
-            let book = account.book_mut(line.epoch);
-            if let Some(book) = book.filter(|book| book.leases.contains_key(&report.incarnation)) {
-                book.line(report.incarnation, |lease| merge(lease, line, report.serial, now));
+            let merged = account.change(line.epoch, |book| {
+                // Who was granted nothing has nothing to report.
+                let has_lease = book.leases.contains_key(&report.incarnation);
+                if has_lease {
+                    book.line(report.incarnation, |lease| merge(lease, line, report.serial, now));
+                }
+                has_lease
+            });
+            if merged == Some(true) {
                 effects.extend(self.mend(&line.budget, now));
             }
         }
@@ -349,14 +361,13 @@ impl Books {
         let budgets: BTreeSet<BudgetId> = member.leases.iter().cloned().chain(named).collect();
         let mut effects = Vec::new();
         for budget in &budgets {
-            let Some(account) = self.accounts.get_mut(budget) else {
+            let Some(account) = self.known_mut(budget) else {
                 continue;
             };
-            let account = Arc::make_mut(account);
             account.refresh(now);
-            for book in account.books() {
-                let spent = spent.get(&(budget, book.epoch)).copied().unwrap_or(0);
-                book.fold(incarnation, spent, closing.doubtful);
+            for epoch in account.epochs() {
+                let spent = spent.get(&(budget, epoch)).copied().unwrap_or(0);
+                account.change(epoch, |book| book.fold(incarnation, spent, closing.doubtful));
             }
             effects.extend(self.alert(budget));
         }
@@ -384,15 +395,17 @@ impl Books {
             return member.standing == Standing::Released;
         }
         for budget in &member.leases {
-            let Some(account) = self.accounts.get_mut(budget) else {
+            let Some(account) = self.known_mut(budget) else {
                 continue;
             };
-            for book in Arc::make_mut(account).books() {
-                if book.leases.contains_key(&incarnation) {
-                    book.line(incarnation, |lease| {
-                        lease.granted = lease.granted.min(lease.spent + lease.returned)
-                    });
-                }
+            for epoch in account.epochs() {
+                account.change(epoch, |book| {
+                    if book.leases.contains_key(&incarnation) {
+                        book.line(incarnation, |lease| {
+                            lease.granted = lease.granted.min(lease.spent + lease.returned)
+                        });
+                    }
+                });
             }
         }
         self.set(incarnation, Standing::Released, now);
@@ -407,19 +420,28 @@ impl Books {
         self.stand(running, Standing::Fenced, now);
     }
 
-    /// Forgets incarnations that were closed before `before`. Messages of theirs must not be on their way any more: days, not
-    /// minutes.
+    /// Forgets incarnations that were closed or released before `before`. Messages of theirs must not be on their way any more: days, not
+    /// minutes. What a released one reported stays settled; a spool of it that turns up later still is what the ledger counts, and changes
+    /// no lease.
     pub fn forget(&mut self, before: UnixMillis) {
-        let old = |member: &Member| member.standing == Standing::Closed && member.since < before;
         let gone: Vec<_> = self
             .members
             .iter()
-            .filter(|(_, member)| old(member))
-            .map(|(id, _)| *id)
+            .filter(|(_, member)| member.is_over(before))
+            .map(|(id, member)| (*id, member.leases.clone()))
             .collect();
-        for incarnation in gone {
+        for (incarnation, leases) in gone {
+            for budget in &leases {
+                let Some(account) = self.known_mut(budget) else {
+                    continue;
+                };
+                for epoch in account.epochs() {
+                    account.change(epoch, |book| book.fold(incarnation, 0, false));
+                }
+            }
             drop(self.members.remove(&incarnation));
         }
+        self.forget_former(before);
     }
 
     fn stand(&mut self, which: impl Fn(&Member) -> bool, standing: Standing, now: UnixMillis) {
@@ -447,7 +469,9 @@ impl Books {
 
     /// What does not hold, if anything: conservation in every window, and no lease without a holder.
     pub fn broken(&self) -> Option<String> {
-        for (budget, account) in &self.accounts {
+        let accounts = self.accounts.iter().map(|(id, account)| (id, &**account));
+        let former = self.former.iter().map(|(id, former)| (id, &former.account));
+        for (budget, account) in accounts.chain(former) {
             for book in std::iter::once(&account.book).chain(&account.past) {
                 let known = |id: &Incarnation| {
                     self.members

@@ -40,6 +40,13 @@ pub struct Member {
     pub untold: BTreeSet<BudgetId>,
 }
 
+impl Member {
+    /// Whether nothing has been heard of it, or will be, since it was closed or released before `before`.
+    pub fn is_over(&self, before: UnixMillis) -> bool {
+        matches!(self.standing, Standing::Closed | Standing::Released) && self.since < before
+    }
+}
+
 /// Whether an incarnation is live.
 pub(super) fn live(members: &OrdMap<Incarnation, Arc<Member>>) -> impl Fn(&Incarnation) -> bool {
     |id| {

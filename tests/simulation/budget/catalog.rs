@@ -7,6 +7,7 @@ use tollway_shared::ids::{
     AdminId, ApiKeyId, ClusterId, EndpointId, ModelId, NodeId, OrganizationId, PriceId, ProjectId,
     ProviderId, Region, TeamId,
 };
+use tollway_shared::labels::Labels;
 use tollway_shared::money::Price;
 use tollway_shared::seal::{Sealed, sha256};
 use tollway_shared::tenant::{ApiKey, Organization, Project, Team, TenantPath};
@@ -79,6 +80,7 @@ pub(crate) fn entries(plan: &Plan) -> Vec<Entry> {
             expires_at: None,
             revoked_at: None,
             rotated_from: None,
+            labels: Labels::new(),
         }));
     }
     for n in 0..NODES {
@@ -143,6 +145,7 @@ fn fixed(at: UnixMillis) -> Vec<Command> {
             team: team.map(TeamId::trusted),
             name: id.into(),
             enabled: true,
+            labels: Labels::new(),
         })
     };
     vec![

@@ -28,6 +28,7 @@ use super::read::{ReadFault, Source, wanted};
 use crate::billing::lines::Wanted;
 use crate::clock;
 use crate::report::account;
+use crate::report::fee::{self, FeeLine};
 use crate::report::focus::columns::Row;
 use crate::report::focus::{csv, parquet, rows};
 use crate::report::invoice::FINAL_AFTER_MS;
@@ -69,8 +70,9 @@ impl Format {
 }
 
 /// Exports charges as FOCUS 1.4 Cost and Usage: one row per hour, API key, meter and endpoint, then rows for rounding, markup and
-/// discount. Exact: `ListCost` sums to the ledger's list cost and `EffectiveCost` to what is owed, to the nano-dollar. In Parquet every
-/// number is a decimal. An answer that breaks off is not whole.
+/// discount, then fees on own credentials by the day. Exact: `ListCost` sums to the ledger's list cost and those fees, and `EffectiveCost`
+/// to what is owed, to the nano-dollar. In Parquet every number is a decimal. Refused where this replica's billing store does not have all
+/// of it. An answer that breaks off is not whole.
 #[utoipa::path(get, path = "/exports/focus", tag = "reports",
     params(
         ("from" = String, Query, description = "The first UTC day."),
@@ -87,11 +89,20 @@ async fn export_focus(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<R
     let format = format.as_deref().map_or(Ok(Format::Csv), Format::read)?;
     let organization: Option<OrganizationId> = read.params.take_text("organization")?;
     let seen = read.seen(&api).await?;
-    let source = Source::of(&api)?;
+    let (source, stand) = Source::whole(&api, &seen.state, days, organization.as_ref()).await?;
+    let of = organization.as_ref();
+    let accounts = seen.state.accounts.keys();
+    let mut fees = Vec::new();
+    for id in accounts.filter(|id| of.is_none_or(|of| of == *id)) {
+        let (from, to) = days;
+        let lines = fee::lines(&seen.state, id, fee::Days { from, to })?;
+        fees.extend(lines.into_iter().filter(|line| line.fee != 0));
+    }
     let export = Export {
         state: seen.state.clone(),
         wanted: wanted(days, organization),
-        final_before: clock::now().plus_ms(-FINAL_AFTER_MS),
+        fees,
+        final_before: stand.as_of(clock::now()).plus_ms(-FINAL_AFTER_MS),
         format,
     };
     let (sender, mut parts) = mpsc::channel(PARTS_WAITING);
@@ -131,6 +142,7 @@ fn refusal(fault: &io::Error) -> Fault {
 struct Export {
     state: Arc<State>,
     wanted: Wanted,
+    fees: Vec<FeeLine>,
     final_before: UnixMillis,
     format: Format,
 }
@@ -159,7 +171,9 @@ impl Export {
         };
         source.lines(&self.wanted, |line| charge(merge.push(line)).map_err(Broken))?;
         charge(merge.finish())?;
-        self.movements().try_for_each(each)
+        let fees = self.fees.iter();
+        let fees = fees.map(|line| rows::fee(line, &self.state, self.final_before));
+        fees.chain(self.movements()).try_for_each(each)
     }
 
     fn movements(&self) -> impl Iterator<Item = Row> + '_ {

@@ -7,21 +7,20 @@ use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::report::Invoice;
-use tollway_proto::admin::text::Text;
-use tollway_proto::admin::usage::Freshness;
 use tollway_shared::ids::OrganizationId;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::Api;
+use super::super::account::must_be_known;
 use super::super::exchange::{Read, path_id};
 use super::super::fault::Fault;
 use super::read::{Source, blocking};
 use crate::billing::lines::Wanted;
 use crate::clock;
-use crate::report::account;
 use crate::report::invoice::{Draft, InvoiceFault, Month};
 use crate::report::invoice_page;
+use crate::report::{account, fee};
 
 impl From<InvoiceFault> for Fault {
     fn from(fault: InvoiceFault) -> Self {
@@ -29,8 +28,14 @@ impl From<InvoiceFault> for Fault {
     }
 }
 
+impl From<fee::Forgotten> for Fault {
+    fn from(fault: fee::Forgotten) -> Self {
+        Self::at(ProblemCode::Invalid, "from", fault.to_string())
+    }
+}
+
 /// What an organization used and owes for a calendar month (UTC), by project, model and meter. A page to print with `Accept: text/html`,
-/// or with `.html` after the month.
+/// or with `.html` after the month. Refused where this replica's billing store does not have all of it.
 #[utoipa::path(get, path = "/organizations/{id}/invoices/{month}", tag = "reports",
     params(("id" = String, Path), ("month" = String, Path, description = "`2026-11`, or `2026-11.html` for the page.")),
     responses((status = 200, content((Invoice = "application/json"), (String = "text/html")))),
@@ -51,11 +56,9 @@ async fn get_invoice(
         Fault::at(ProblemCode::Invalid, "month", detail)
     })?;
     let seen = read.seen(&api).await?;
-    if !seen.state.organizations.contains_key(&organization) {
-        return Err(Fault::not_found("organization", organization));
-    }
-    let source = Source::of(&api)?;
-    let freshness = freshness(&api);
+    must_be_known(&seen.state, &organization)?; // what a removed one owes, it owes
+    let days = (month.start.day(), month.end.plus_ms(-1).day());
+    let (source, stand) = Source::whole(&api, &seen.state, days, Some(&organization)).await?;
     let state = seen.state.clone();
     let invoice = blocking(move || {
         let wanted = Wanted {
@@ -66,8 +69,15 @@ async fn get_invoice(
         let id = organization.clone();
         let mut draft = Draft::new(&state, organization, month);
         source.lines(&wanted, |line| draft.push(&line).map_err(Fault::from))?;
+        let days = fee::Days {
+            from: month.start.day(),
+            to: month.end.plus_ms(-1).day(),
+        };
+        for line in fee::lines(&state, &id, days)? {
+            draft.push_fee(line)?;
+        }
         let money = account::money(&state, &id, month.start, month.end);
-        Ok(draft.finish(money, freshness, clock::now())?)
+        Ok(draft.finish(money, stand.freshness(), stand.as_of(clock::now()))?)
     })
     .await?;
     if !is_page {
@@ -93,22 +103,6 @@ fn wants_html(headers: &HeaderMap) -> bool {
         (Some(html), Some(json)) => html < json,
         (html, _) => html.is_some(),
     }
-}
-
-fn freshness(api: &Api) -> Vec<Freshness> {
-    let counted = api.billing.freshness();
-    let row = |(partition, fresh): (i32, crate::billing::Freshness)| Freshness {
-        partition,
-        offset: fresh.progress.next,
-        newest_at: fresh.progress.oldest.map(|_| Text(fresh.progress.newest)),
-        lag: fresh.lag,
-        whole_since: fresh
-            .progress
-            .oldest
-            .filter(|_| fresh.progress.first > 0)
-            .map(Text),
-    };
-    counted.into_iter().map(row).collect()
 }
 
 /// The routes of invoices.

@@ -10,9 +10,11 @@ use tollway_shared::time::Day;
 
 use super::super::Api;
 use super::super::fault::Fault;
+use super::super::usage::whole::Stand;
 use crate::billing::Place;
 use crate::billing::lines::{self, Wanted};
 use crate::report::line::Line;
+use crate::state::State;
 
 /// Most reports that read the store at once. A reader keeps the store from tidying up behind itself.
 const READERS_MAX: usize = 4;
@@ -53,7 +55,7 @@ impl From<ReadFault> for Fault {
 
 impl Source {
     /// Refuses where there is no store, and when too many read already.
-    pub(super) fn of(api: &Api) -> Result<Self, Fault> {
+    fn of(api: &Api) -> Result<Self, Fault> {
         let place = api.billing.place();
         if matches!(place, Place::None) {
             let detail = "this replica keeps no billing store, of which reports are made; see `billing.store` and `usage.source`";
@@ -67,6 +69,19 @@ impl Source {
             place: place.clone(),
             _permit: permit,
         })
+    }
+
+    /// The same, of a store that has everything of one organization, or of all, on these days; and how far it is.
+    pub(super) async fn whole(
+        api: &Api,
+        state: &State,
+        days: (Day, Day),
+        organization: Option<&OrganizationId>,
+    ) -> Result<(Self, Stand), Fault> {
+        let source = Self::of(api)?;
+        let stand = Stand::of(&api.billing, state).await?;
+        stand.must_have(state, days, organization)?;
+        Ok((source, stand))
     }
 
     /// Reads lines until `each` breaks with what is wrong. Blocks.

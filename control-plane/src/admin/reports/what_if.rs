@@ -51,8 +51,9 @@ async fn re_rate(Shared(api): Shared<Arc<Api>>, write: Write<ReRate>) -> Result<
     api.cluster.barrier().await?;
     let state = api.cluster.state();
     let rates = prices(&state, rates)?;
-    let source = Source::of(&api)?;
-    let wanted = wanted(span, organization.map(|id| id.0));
+    let organization = organization.map(|id| id.0);
+    let (source, _) = Source::whole(&api, &state, span, organization.as_ref()).await?;
+    let wanted = wanted(span, organization);
     let answer = blocking(move || {
         let mut rating = ReRating::new(rates);
         source.lines(&wanted, |line| rating.push(&line).map_err(Fault::from))?;
@@ -153,7 +154,7 @@ async fn provider_import(Shared(api): Shared<Arc<Api>>, Csv(text): Csv) -> Resul
         ));
     };
     let span = checked(from, to).map_err(|why| Fault::at(ProblemCode::Invalid, "body", why))?;
-    let source = Source::of(&api)?;
+    let (source, _) = Source::whole(&api, &state, span, None).await?;
     let found = blocking(move || {
         source.lines(&wanted(span, None), |line| {
             comparison.push(&line);

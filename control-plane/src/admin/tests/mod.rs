@@ -4,6 +4,7 @@ mod access;
 mod arrival;
 mod credits;
 mod dry_run;
+mod fees;
 mod lag;
 mod nouns;
 mod refusals;

@@ -56,6 +56,16 @@ async fn a_refused_body_names_its_field() {
         ),
         (
             "PUT",
+            // One byte more than leaves room for the name of the budget of its credit.
+            concat!(
+                "organizations/",
+                "o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-o23456789-22"
+            ),
+            json!({"name": "long"}),
+            "id",
+        ),
+        (
+            "PUT",
             "teams/u",
             json!({"organization": "nobody"}),
             "organization",

@@ -7,6 +7,7 @@ use tollway_shared::time::{Day, UnixMillis};
 use tollway_shared::tokens::TokenCounts;
 
 use super::*;
+use crate::state::samples;
 use crate::{billing, ledger};
 
 /// 2026-11-22T12:34:56Z.
@@ -144,6 +145,84 @@ async fn an_invoice_is_json_or_a_page_and_sums_to_the_store() {
     ] {
         world.call("GET", path, None).await.refused(status, code);
     }
+}
+
+/// A store that was made from a log whose first records were gone, and usage that only the replicated sums have.
+async fn young() -> World {
+    let world = World::filled().await;
+    let events = events();
+    billing::sample::store_from(&world.store, 5, &events);
+    let mut spend = samples::spend(0, 1, 7);
+    spend.partition = events[0].partition;
+    spend.sums[0].0.day = Day::parse("2026-11-03").unwrap();
+    let outcome = world
+        .cluster
+        .propose(Proposal::system(Command::RecordSpend(spend)))
+        .await;
+    assert!(matches!(outcome, Ok(Outcome::Done(_))), "{outcome:?}");
+    world
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_has_not_whole_is_refused_and_usage_is_read_from_the_replicated_sums() {
+    let world = young().await;
+    for path in [
+        "organizations/o/invoices/2026-11",
+        "exports/focus?from=2026-11-01&to=2026-11-30",
+        "usage?group_by=user&from=2026-11-01",
+    ] {
+        let refused = world.call("GET", path, None).await.refused(503, "unavailable");
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(
+            detail.contains("everything from 2026-11-24 on"),
+            "{path}: {detail}"
+        );
+    }
+    let answered = world.get("usage?from=2026-11-01").await;
+    assert_eq!(
+        (&answered["source"], &answered["total"]["cost"]),
+        (&json!("state"), &json!("0.000000007"))
+    );
+    // Nothing is missing of these.
+    for query in ["group_by=user&from=2026-11-24", "group_by=user"] {
+        let answered = world.get(&format!("usage?{query}")).await;
+        assert_eq!(answered["source"], "billing", "{query}");
+    }
+    world.get("organizations/o/invoices/2026-10").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_behind_what_was_counted_makes_no_invoice() {
+    let (world, events, _) = used().await;
+    let mut spend = samples::spend(0, 100, 7);
+    spend.partition = events[0].partition;
+    let outcome = world
+        .cluster
+        .propose(Proposal::system(Command::RecordSpend(spend)))
+        .await;
+    assert!(matches!(outcome, Ok(Outcome::Done(_))), "{outcome:?}");
+    let refused = world
+        .call("GET", "organizations/o/invoices/2026-11", None)
+        .await
+        .refused(503, "unavailable");
+    assert!(
+        refused["detail"].as_str().unwrap().contains("is behind"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_organization_still_has_its_invoices() {
+    let (world, _, _) = used().await;
+    world.put("organizations/gone", json!({"name": "Gone"})).await;
+    let paid = json!({"amount": "10", "method": "crypto", "reference": "pay"});
+    world.post("organizations/gone/top-ups", paid).await;
+    world.call("DELETE", "organizations/gone", None).await.ok();
+    let month = clock::now().day().to_string();
+    let invoice = world
+        .get(&format!("organizations/gone/invoices/{}", &month[..7]))
+        .await;
+    assert_eq!(invoice["entries"][0]["amount"], "10");
 }
 
 #[tokio::test(flavor = "multi_thread")]

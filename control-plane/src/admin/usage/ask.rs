@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tollway_proto::admin::usage::UsageDimension;
+use tollway_shared::labels;
 use tollway_shared::time::{Day, UnixMillis};
 
 use crate::admin::fault::Fault;
@@ -10,6 +11,13 @@ use crate::admin::params::{Params, Window, wrong_param};
 use crate::billing::cell::Dimension;
 use crate::billing::fold::HOUR_MS;
 use crate::billing::query::{Field, Hours, Query, Value};
+
+/// Most groups by key that an answer by label is made of.
+pub(super) const KEYS_MAX: usize = 200_000;
+/// What a label in `group_by` begins with.
+const LABEL: &str = "label:";
+/// Most labels in one `group_by`.
+const LABELS_MAX: usize = 4;
 
 /// One end of a stretch of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +47,19 @@ pub(super) struct Ask {
     pub(super) to: Option<Bound>,
     pub(super) equal: Vec<(UsageDimension, String)>,
     pub(super) by: Vec<UsageDimension>,
+    /// Labels to group by, after the dimensions.
+    pub(super) labels: Vec<String>,
     pub(super) window: Window,
 }
 
 impl Ask {
     /// Reads it from the query parameters.
     pub(super) fn take(params: &mut Params) -> Result<Self, Fault> {
+        let (by, labels) = take_dimensions(params)?;
         let mut ask = Self {
             window: params.take_window()?,
-            by: take_dimensions(params)?,
+            by,
+            labels,
             from: take_bound(params, "from")?,
             to: take_bound(params, "to")?,
             equal: Vec::new(),
@@ -131,7 +143,8 @@ impl Ask {
     /// The question to the billing store.
     pub(super) fn query(&self) -> Result<Query, Fault> {
         let by: Vec<Field> = self.by.iter().map(|dimension| field(*dimension)).collect();
-        let after = self.after()?.map(|after| {
+        // What has labels is made of keys, and a page of that is cut afterwards.
+        let after = self.after()?.filter(|_| self.labels.is_empty()).map(|after| {
             let values = by.iter().zip(after).map(|(field, text)| {
                 let text = text.unwrap_or_default();
                 field.value(&text).unwrap_or(Value::Text(text))
@@ -145,13 +158,19 @@ impl Ask {
                 Field::Of(dimension) => Some((dimension, text.clone())),
                 Field::Hour | Field::Day | Field::Week | Field::Month => None, // among the hours
             });
+        let (by, limit) = if self.labels.is_empty() {
+            (by, self.window.limit)
+        } else {
+            let of_key = [Field::Of(Dimension::Project), Field::Of(Dimension::Key)];
+            (by.into_iter().chain(of_key).collect(), KEYS_MAX)
+        };
         Ok(Query {
             hours: self.hours(),
             equal: equal.collect(),
             among: Vec::new(),
             by,
             after,
-            limit: self.window.limit,
+            limit,
             latencies: true,
         })
     }
@@ -165,7 +184,7 @@ impl Ask {
             .decode(cursor)
             .ok()
             .and_then(|json| serde_json::from_slice::<Vec<Option<String>>>(&json).ok())
-            .filter(|group| group.len() == self.by.len());
+            .filter(|group| group.len() == self.by.len() + self.labels.len());
         let wrong = || wrong_param("after", "is not the `next` of a page with the same `group_by`");
         group.map(Some).ok_or_else(wrong)
     }
@@ -217,10 +236,14 @@ fn take_bound(params: &mut Params, name: &str) -> Result<Option<Bound>, Fault> {
     day.map(Some).ok_or_else(wrong)
 }
 
-fn take_dimensions(params: &mut Params) -> Result<Vec<UsageDimension>, Fault> {
+fn take_dimensions(params: &mut Params) -> Result<(Vec<UsageDimension>, Vec<String>), Fault> {
     let names = params.take("group_by").unwrap_or_default();
-    let mut by = Vec::new();
+    let (mut by, mut asked) = (Vec::new(), Vec::new());
     for name in names.split(',').filter(|name| !name.is_empty()) {
+        if let Some(label) = name.strip_prefix(LABEL) {
+            take_label(label, &mut asked)?;
+            continue;
+        }
         let found = UsageDimension::ALL
             .iter()
             .find(|dimension| dimension.as_str() == name);
@@ -229,12 +252,36 @@ fn take_dimensions(params: &mut Params) -> Result<Vec<UsageDimension>, Fault> {
                 .iter()
                 .map(|dimension| dimension.as_str())
                 .collect();
-            wrong_param("group_by", format!("`{name}` is not one of {}", known.join(", ")))
+            let known = known.join(", ");
+            wrong_param("group_by", format!("`{name}` is not one of {known}, label:NAME"))
         })?;
         if by.contains(&dimension) {
             return Err(wrong_param("group_by", format!("`{name}` is given twice")));
         }
         by.push(dimension);
     }
-    Ok(by)
+    Ok((by, asked))
+}
+
+fn take_label(label: &str, asked: &mut Vec<String>) -> Result<(), Fault> {
+    if !labels::is_name(label) {
+        return Err(wrong_param(
+            "group_by",
+            format!("`{label}` is not the name of a label"),
+        ));
+    }
+    if asked.iter().any(|known| known == label) {
+        return Err(wrong_param(
+            "group_by",
+            format!("`{LABEL}{label}` is given twice"),
+        ));
+    }
+    if asked.len() == LABELS_MAX {
+        return Err(wrong_param(
+            "group_by",
+            format!("must have at most {LABELS_MAX} labels"),
+        ));
+    }
+    asked.push(label.to_owned());
+    Ok(())
 }

@@ -4,13 +4,19 @@
 //! |---|---|
 //! | `ask` | what is asked, from the query parameters; pages |
 //! | `store` | the answer of the billing store |
+//! | `fee` | fees on own credentials beside it, from the replicated sums |
+//! | `label` | by the labels of projects and keys |
 //! | `reconciliation` | whether both say the same |
+//! | `whole` | whether the billing store has all of some days, for what people pay by |
 //! | `state` | the answer of the replicated sums: by day, and not by every dimension |
 
 mod ask;
+mod fee;
+mod label;
 mod reconciliation;
 mod state;
 mod store;
+pub(super) mod whole;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,14 +26,18 @@ use axum::extract::State as Shared;
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::text::Text;
 use tollway_proto::admin::usage::{AnswerSource, Freshness, Total, Usage, UsageRow};
+use tollway_shared::time::Day;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::ask::Ask;
+use self::whole::Lack;
 use super::Api;
 use super::exchange::{Answer, Read, Seen};
 use super::fault::Fault;
+use crate::billing::read::Found;
 use crate::billing::{Billing, Place};
+use crate::state::State;
 
 /// How long a read waits for the billing store to have what the replicated state has counted.
 const STORE_WITHIN: Duration = Duration::from_secs(2);
@@ -44,11 +54,16 @@ struct Page {
 /// Answered by the billing store of this replica (`source` is `billing`): every hour it has, by all dimensions, with latencies, ends of
 /// requests and what caches saved. Where there is no store, or it is behind what budgets have counted, the replicated sums of the last
 /// 400 days answer (`state`): by organization, team, project, key, model, provider, day and month, and not more than 200,000 sums (one is
-/// a day, key, model and provider) at once. `freshness` says how far each partition of the usage log is in the answer.
+/// a day, key, model and provider) at once. The same where the usage log had lost its beginning when the store was made, and days before that
+/// are asked for; by what the replicated sums do not know, such days are refused.
+///
+/// `label:NAME` groups by the label of that name: the key's own, else its project's, as they are now, also for the past; `unlabelled` is
+/// the rest, and the groups sum to the total. `fee`, on own credentials, is always of the replicated sums, and absent by what they do not
+/// tell apart. `freshness` says how far each partition of the usage log is in the answer.
 #[utoipa::path(get, path = "/usage", tag = "usage",
     params(
         ("group_by" = Option<String>, Query,
-            description = "Any of organization, team, project, key, user, model, endpoint, provider, region, price_version, byok, hour, day, month; comma-separated."),
+            description = "Any of organization, team, project, key, user, model, endpoint, provider, region, price_version, byok, hour, day, month, label:NAME; comma-separated."),
         ("from" = Option<String>, Query, description = "The first UTC day, or an instant in the first hour (RFC 3339)."),
         ("to" = Option<String>, Query, description = "The last UTC day, or an instant in the last hour (RFC 3339)."),
         ("organization" = Option<String>, Query), ("team" = Option<String>, Query), ("project" = Option<String>, Query),
@@ -79,12 +94,23 @@ async fn answered(
     ask: &Ask,
 ) -> Result<(Page, AnswerSource, Vec<Freshness>), Fault> {
     let has_store = !matches!(billing.place(), Place::None);
-    if has_store && (has_counted(billing, seen).await || !ask.is_of_state()) {
+    if has_store && (has_counted(billing, &seen.state).await || !ask.is_of_state()) {
         match billing.query(&ask.query()?).await {
-            Ok(found) => {
-                let freshness = store::freshness(&found.progress, &billing.freshness());
-                return Ok((store::page(ask, found)?, AnswerSource::Billing, freshness));
-            }
+            Ok(found) => match missing(&found, &seen.state, ask) {
+                Some(since) if ask.is_of_state() => {
+                    tracing::debug!(%since, "usage is read from the replicated sums: the store does not go back as far");
+                }
+                // Who names no first day asks for what there is; `freshness` says since when that is.
+                Some(since) if ask.days().0 != Day(i32::MIN) => return Err(Lack::Young(since).into()),
+                _ => {
+                    let freshness = store::freshness(&found.progress, &billing.freshness());
+                    return Ok((
+                        store::page(&seen.state, ask, found)?,
+                        AnswerSource::Billing,
+                        freshness,
+                    ));
+                }
+            },
             Err(fault) if ask.is_of_state() => {
                 tracing::warn!(error = %fault, "usage is read from the replicated sums");
             }
@@ -92,6 +118,8 @@ async fn answered(
         }
     }
     let page = state::page(&seen.state, ask)?;
+    let since = seen.state.usage_since;
+    let since = (since > Day(0)).then(|| Text(since.start()));
     let freshness = seen
         .state
         .usage_offsets
@@ -101,14 +129,21 @@ async fn answered(
             offset: *offset,
             newest_at: None,
             lag: None,
-            whole_since: None,
+            whole_since: since.clone(),
         });
     Ok((page, AnswerSource::State, freshness.collect()))
 }
 
+/// The first day that the store has whole, where it lacks some of what is asked.
+fn missing(found: &Found, state: &State, ask: &Ask) -> Option<Day> {
+    let (from, to) = ask.days();
+    let days = (from.max(Day(0)), to);
+    whole::young(&found.progress, state, days, ask.organization(state).as_ref())
+}
+
 /// Waits a little until the store has what the state has counted; whether it has.
-async fn has_counted(billing: &Billing, seen: &Seen) -> bool {
-    let counted: BTreeMap<i32, i64> = seen.state.usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
+async fn has_counted(billing: &Billing, state: &State) -> bool {
+    let counted: BTreeMap<i32, i64> = state.usage_offsets.iter().map(|(p, o)| (*p, *o)).collect();
     let mut fresh = billing.watch();
     let has = fresh.wait_for(|fresh| {
         let has = |partition: &i32| fresh.get(partition).map_or(0, |fresh| fresh.progress.next);
@@ -127,11 +162,16 @@ pub(crate) fn routes() -> OpenApiRouter<Arc<Api>> {
 }
 
 /// A row's dimensions: a value for each, or none.
-fn with_group(by: &[tollway_proto::admin::usage::UsageDimension], group: &[Option<String>]) -> UsageRow {
+fn with_group(ask: &Ask, group: &[Option<String>]) -> UsageRow {
     use tollway_proto::admin::usage::UsageDimension as By;
     use tollway_shared::time::{Day, UnixMillis};
     let mut row = UsageRow::default();
-    for (dimension, value) in by.iter().zip(group) {
+    let (group, values) = group.split_at(ask.by.len().min(group.len()));
+    if !ask.labels.is_empty() {
+        let values = values.iter().map(|value| value.clone().unwrap_or_default());
+        row.labels = Some(ask.labels.iter().cloned().zip(values).collect());
+    }
+    for (dimension, value) in ask.by.iter().zip(group) {
         let value = value.clone();
         match dimension {
             By::Organization => row.organization = value,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::extract::State as Shared;
 use tollway_proto::admin::problem::ProblemCode;
-use tollway_proto::admin::reconciliation::{Difference, Reconciliation};
+use tollway_proto::admin::reconciliation::{AccountDifference, AccountSum, Difference, Reconciliation};
 use tollway_proto::admin::text::Text;
 use tollway_proto::admin::usage::Sums;
 use tollway_shared::money::NanoUsd;
@@ -15,13 +15,14 @@ use crate::admin::Api;
 use crate::admin::exchange::{Answer, Read};
 use crate::admin::fault::Fault;
 use crate::billing::check::check;
-use crate::billing::reconcile::Side;
+use crate::billing::reconcile::{ROWS_MAX, Side};
+use crate::report::fee::{self, Apart, Compared};
 
 /// Days that are compared when nobody says which: five weeks.
 const DAYS: i32 = 35;
 
-/// Compares the billing store of the replica that answers with the replicated sums, at the same offsets of the usage log: they must be
-/// equal. For as long as that takes, the store is not brought up to date. Of a shared store, the replica that writes it answers.
+/// Compares the billing store of the replica that answers with the replicated sums, at the same offsets of the usage log, and
+/// these with what they took from organizations' accounts: all must be equal. For as long as that takes, the store is not brought up to date. Of a shared store, the replica that writes it answers.
 #[utoipa::path(get, path = "/usage/reconciliation", tag = "usage",
     params(
         ("from" = Option<String>, Query, description = "The first UTC day; default: five weeks ago."),
@@ -55,6 +56,7 @@ pub(super) async fn get_reconciliation(
             billing: sums(&difference.store),
         }
     });
+    let apart = fee::apart(&checked.state).into_iter().take(ROWS_MAX);
     let body = Reconciliation {
         from: Text(checked.from),
         to: Text(checked.to.min(today)),
@@ -62,6 +64,7 @@ pub(super) async fn get_reconciliation(
         differing: found.differing as u64,
         drift: Text(money(found.drift)),
         differences: differences.collect(),
+        accounts: apart.map(account).collect(),
         freshness: freshness(&checked.progress, &api.billing.freshness()),
         applied: checked.state.applied,
     };
@@ -75,6 +78,23 @@ fn sums(side: &Side) -> Sums {
         tokens: side.tokens.into(),
         cost: Text(money(side.cost)),
         billed: Text(money(side.billed)),
+        fee: None, // compared with the accounts
+    }
+}
+
+fn account(apart: Apart) -> AccountDifference {
+    let (sum, month) = match apart.what {
+        Compared::Billed => (AccountSum::Billed, None),
+        Compared::Fees => (AccountSum::Fee, None),
+        Compared::BilledIn(month) => (AccountSum::Billed, Some(month)),
+        Compared::FeesIn(month) => (AccountSum::Fee, Some(month)),
+    };
+    AccountDifference {
+        organization: apart.organization.to_string(),
+        sum,
+        month: month.map(|month| month.to_string().chars().take("2026-11".len()).collect()),
+        account: Text(money(apart.account)),
+        usage: Text(money(apart.usage)),
     }
 }
 

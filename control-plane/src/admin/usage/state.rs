@@ -9,7 +9,7 @@ use tollway_shared::ids::{ApiKeyId, OrganizationId};
 use tollway_shared::time::Day;
 
 use super::ask::{Ask, cursor};
-use super::{Page, with_group};
+use super::{Page, label, with_group};
 use crate::admin::fault::Fault;
 use crate::admin::params::wrong_param;
 use crate::state::{State, usage};
@@ -57,7 +57,7 @@ impl Ask {
 
     /// The organization that everything wanted belongs to, where that is certain. Teams and projects may have been made anew
     /// elsewhere under the same id.
-    fn organization(&self, state: &State) -> Option<OrganizationId> {
+    pub(super) fn organization(&self, state: &State) -> Option<OrganizationId> {
         self.equal.iter().find_map(|(dimension, wanted)| match dimension {
             UsageDimension::Organization => OrganizationId::parse(wanted).ok(),
             UsageDimension::Key => {
@@ -70,7 +70,7 @@ impl Ask {
     }
 
     /// The wanted days.
-    fn days(&self) -> (Day, Day) {
+    pub(super) fn days(&self) -> (Day, Day) {
         let hours = self.hours();
         let day = |hour: i64| i32::try_from(hour.div_euclid(DAY_HOURS));
         let from = day(hours.from).unwrap_or(i32::MIN);
@@ -97,7 +97,7 @@ fn is(cell: &UsageCell, dimension: UsageDimension, wanted: &str) -> bool {
 }
 
 /// A cell's value in a dimension; a project without a team has none there.
-fn value(cell: &UsageCell, dimension: UsageDimension) -> Option<String> {
+pub(super) fn value(cell: &UsageCell, dimension: UsageDimension) -> Option<String> {
     Some(match dimension {
         UsageDimension::Organization => cell.path.organization.to_string(),
         UsageDimension::Team => return cell.path.team.as_ref().map(ToString::to_string),
@@ -111,7 +111,8 @@ fn value(cell: &UsageCell, dimension: UsageDimension) -> Option<String> {
     })
 }
 
-type Group = Vec<Option<String>>;
+/// A value for each dimension, or none.
+pub(super) type Group = Vec<Option<String>>;
 
 /// Why there is no answer.
 #[derive(Debug, PartialEq, Eq)]
@@ -139,7 +140,14 @@ fn grouped(
         if !ask.wants(cell) {
             continue;
         }
-        let group = ask.by.iter().map(|dimension| value(cell, *dimension)).collect();
+        let mut group: Group = ask.by.iter().map(|dimension| value(cell, *dimension)).collect();
+        let path = &cell.path;
+        group.extend(label::values(
+            state,
+            ask,
+            path.project.as_str(),
+            path.key.as_str(),
+        ));
         let entry = groups.entry(group).or_default();
         *entry = added(entry, sums).ok_or(TooMuch::Money)?;
         total = added(&total, sums).ok_or(TooMuch::Money)?;
@@ -159,7 +167,7 @@ fn cut(groups: &BTreeMap<Group, UsageSums>, ask: &Ask) -> Result<(Vec<UsageRow>,
         page.into_iter()
             .map(|(group, sums)| UsageRow {
                 sums: (*sums).into(),
-                ..with_group(&ask.by, group)
+                ..with_group(ask, group)
             })
             .collect(),
         next,

@@ -10,39 +10,53 @@ use tollway_proto::admin::usage::{
 use tollway_shared::money::NanoUsd;
 
 use super::ask::{Ask, cursor, field};
-use super::{Page, with_group};
+use super::fee::{Fees, usd};
+use super::{Page, label, with_group};
 use crate::admin::fault::Fault;
 use crate::billing;
-use crate::billing::cell::Sum;
+use crate::billing::cell::{Dimension, Sum};
 use crate::billing::histogram::Histogram;
 use crate::billing::progress::Progress;
-use crate::billing::query::Summed;
+use crate::billing::query::{Field, Summed};
 use crate::billing::read::Found;
+use crate::state::State;
 
 /// The page that was found.
-pub(super) fn page(ask: &Ask, found: Found) -> Result<Page, Fault> {
+///
+/// - `state`: has the fees and the labels.
+pub(super) fn page(state: &State, ask: &Ask, found: Found) -> Result<Page, Fault> {
+    let fees = Fees::of(state, ask);
+    // Behind the dimensions there are project and key where labels are asked for.
+    let of_key = [Field::Of(Dimension::Project), Field::Of(Dimension::Key)];
+    let fields: Vec<Field> = ask.by.iter().map(|by| field(*by)).chain(of_key).collect();
     let mut groups = Vec::with_capacity(found.groups.len());
-    for (values, summed) in &found.groups {
-        let texts = ask.by.iter().zip(values).map(|(dimension, value)| {
-            let text = field(*dimension).text(value);
+    for (values, summed) in found.groups {
+        let texts = fields.iter().zip(&values).map(|(field, value)| {
+            let text = field.text(value);
             (!text.is_empty()).then_some(text) // the store's word for none
         });
         groups.push((texts.collect::<Vec<_>>(), summed));
     }
-    let next = groups
-        .last()
-        .filter(|_| found.more)
-        .map(|(group, _)| cursor(group));
-    let data = groups.iter().map(|(group, summed)| {
-        let (sums, detail) = told(summed)?;
+    let (groups, more) = if ask.labels.is_empty() {
+        let rows = groups.into_iter().map(|(group, summed)| {
+            let fee = fees.of_group(&group);
+            (group, (summed, fee))
+        });
+        (rows.collect(), found.more)
+    } else {
+        label::page(state, ask, groups, found.more, &fees)?
+    };
+    let next = groups.last().filter(|_| more).map(|(group, _)| cursor(group));
+    let data = groups.iter().map(|(group, (summed, fee))| {
+        let (sums, detail) = told(summed, *fee)?;
         Ok(UsageRow {
             sums,
             detail: Some(detail),
-            ..with_group(&ask.by, group)
+            ..with_group(ask, group)
         })
     });
     let data = data.collect::<Result<_, Fault>>()?;
-    let (sums, detail) = told(&found.total)?;
+    let (sums, detail) = told(&found.total, fees.total())?;
     Ok(Page {
         data,
         next,
@@ -65,7 +79,7 @@ pub(super) fn freshness(progress: &[Progress], known: &BTreeMap<i32, billing::Fr
     progress.iter().map(of).collect()
 }
 
-fn told(summed: &Summed) -> Result<(Sums, Detail), Fault> {
+fn told(summed: &Summed, fee: Option<i128>) -> Result<(Sums, Detail), Fault> {
     let beyond = || {
         Fault::new(
             ProblemCode::Internal,
@@ -91,6 +105,7 @@ fn told(summed: &Summed) -> Result<(Sums, Detail), Fault> {
         },
         cost: money(Sum::Charge)?,
         billed: money(Sum::Billed)?,
+        fee: fee.and_then(usd),
     };
     let detail = Detail {
         completed: count(Sum::Completed)?,

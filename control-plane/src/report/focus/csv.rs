@@ -28,7 +28,11 @@ pub fn row(out: &mut impl Write, row: &Row) -> io::Result<()> {
     out.write_all(b"\r\n")
 }
 
+/// Writes a text. One that a spreadsheet would take for a formula gets a quote in front: names are whatever tenants choose.
 fn field(out: &mut impl Write, text: &str) -> io::Result<()> {
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) {
+        return field(out, &format!("'{text}"));
+    }
     if !text.contains([',', '"', '\r', '\n']) {
         return out.write_all(text.as_bytes());
     }
@@ -45,12 +49,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_with_a_comma_a_quote_or_a_line_break_is_quoted() {
+    fn a_field_is_quoted_where_it_must_be_and_never_a_formula() {
         for (text, written) in [
             ("plain", "plain"),
             ("a,b", "\"a,b\""),
             ("say \"x\"", "\"say \"\"x\"\"\""),
             ("two\nlines", "\"two\nlines\""),
+            ("=HYPERLINK(1,2)", "\"'=HYPERLINK(1,2)\""),
+            ("+1", "'+1"),
+            ("-x", "'-x"),
+            ("@SUM", "'@SUM"),
+            ("a=b", "a=b"),
         ] {
             let mut out = Vec::new();
             field(&mut out, text).unwrap();

@@ -2,11 +2,14 @@
 //!
 //! One row per hour, API key, meter and endpoint; then, where they are not zero, one row per line for what rounding event by event left,
 //! and one for its markup or discount. Invariants, to the nano-dollar: `ListCost` of all rows of lines sums to their list cost, and
-//! `EffectiveCost` to what their organizations owe for them. Movements of credit follow, as far as the replicated state keeps them.
+//! `EffectiveCost` to what their organizations owe for them. Fees on own credentials follow, one row per day, API key, model and provider,
+//! from the replicated sums; `EffectiveCost` of those is what the accounts were charged. Movements of credit come last, as far as the
+//! replicated state keeps them.
 //!
 //! | column | rule |
 //! |---|---|
 //! | `ChargeCategory` | tokens and requests `Usage`; rounding, markup and discount `Adjustment` |
+//! | | fees on own credentials `Usage`, with `SkuMeter` `BYOK Routing Fee`; their list cost is the fee |
 //! | | bought credit and its fee `Purchase`, what went back the same with `ChargeClass` `Correction`, what was given `Credit` |
 //! | `ListCost` = `ContractedCost` | `PricingQuantity` × `ListUnitPrice`, rounded once to a nano-dollar |
 //! | `EffectiveCost`, `BilledCost` | the same; with the organization's own credential 0, and what its provider bills at list price is in `x_UpstreamCost` |
@@ -21,6 +24,7 @@ pub mod rows;
 
 #[cfg(test)]
 mod tests {
+    use tollway_proto::command::UsageCell;
     use tollway_shared::cost::Charge;
     use tollway_shared::ids::{OrganizationId, PriceId, TeamId};
     use tollway_shared::money::NanoUsd;
@@ -29,6 +33,7 @@ mod tests {
 
     use super::*;
     use crate::report::account::{Movement, MovementKind};
+    use crate::report::fee::FeeLine;
     use crate::report::line::Line;
     use crate::report::sample;
     use crate::state::samples;
@@ -60,6 +65,27 @@ mod tests {
             for row in rows::charges(&line, &state, UnixMillis(0)) {
                 csv::row(&mut out, &row).unwrap();
             }
+        }
+        let of_day = FeeLine {
+            organization: OrganizationId::trusted("o"),
+            month: sample::NOON.day().month(),
+            cell: Some(UsageCell {
+                day: sample::NOON.day(),
+                path: sample::line().path,
+                model: sample::line().model,
+                provider: sample::line().provider,
+            }),
+            requests: 10,
+            fee: 1_234_567,
+        };
+        let of_month = FeeLine {
+            cell: None,
+            requests: 0,
+            fee: 1,
+            ..of_day.clone()
+        };
+        for fee in [of_day, of_month] {
+            csv::row(&mut out, &rows::fee(&fee, &state, UnixMillis(0))).unwrap();
         }
         for (kind, amount, fee) in [
             (MovementKind::TopUp, 100_000_000_000, 5_500_000_000),

@@ -2,12 +2,15 @@
 
 use serde_json::json;
 use tollway_shared::credit::BillingMode;
-use tollway_shared::ids::OrganizationId;
+use tollway_shared::ids::{OrganizationId, ProviderId};
+use tollway_shared::labels::{self, Labels};
 use tollway_shared::money::NANO_PER_USD;
-use tollway_shared::time::{Period, UnixMillis};
+use tollway_shared::tenant::TenantPath;
+use tollway_shared::time::{DAY_MS, Period, UnixMillis};
 
 use super::columns::{Nano, Row};
 use crate::report::account::{Movement, MovementKind};
+use crate::report::fee::FeeLine;
 use crate::report::line::{HOUR_MS, Line};
 use crate::report::meter::{self, Meter, Metered};
 use crate::state::State;
@@ -120,6 +123,56 @@ pub fn movement(
     rows
 }
 
+/// The charge of a fee on own credentials: of a day, or of what is left of a month. The operator bills it, whoever served.
+pub fn fee(line: &FeeLine, state: &State, final_before: UnixMillis) -> Row {
+    let at = line.cell.as_ref().map_or(line.month, |cell| cell.day).start();
+    let whole = of_organization(&line.organization, at, state, final_before);
+    let end = match &line.cell {
+        Some(_) => Some(at.plus_ms(DAY_MS)),
+        None => whole.billing_period_end,
+    };
+    let base = Row {
+        charge_period_start: Some(at),
+        charge_period_end: end,
+        ..whole
+    };
+    let base = match &line.cell {
+        Some(cell) => Row {
+            host_provider_name: Some(provider_name(state, &cell.provider)),
+            model_id: Some(cell.model.to_string()),
+            ..of_path(base, &cell.path, state)
+        },
+        None => base,
+    };
+    let billed = if is_prepaid(state, &line.organization) {
+        0
+    } else {
+        line.fee
+    };
+    let used = line.cell.as_ref().map(|_| Nano::whole(line.requests));
+    Row {
+        charge_category: Some("Usage".into()),
+        charge_frequency: Some("Usage-Based".into()),
+        charge_description: Some("Fee on own credentials".into()),
+        consumed_quantity: Some(used.unwrap_or(Nano::whole(1))),
+        consumed_unit: Some(if used.is_some() { "Requests" } else { "Months" }.into()),
+        pricing_category: Some("Standard".into()),
+        pricing_quantity: Some(Nano::whole(1)),
+        pricing_unit: Some("Fees".into()),
+        list_unit_price: Some(Nano(line.fee)),
+        contracted_unit_price: Some(Nano(line.fee)),
+        list_cost: Some(Nano(line.fee)),
+        contracted_cost: Some(Nano(line.fee)),
+        effective_cost: Some(Nano(line.fee)),
+        billed_cost: Some(Nano(billed)),
+        sku_id: Some("byok-fee".into()),
+        sku_meter: Some("BYOK Routing Fee".into()),
+        sku_price_id: Some("byok-fee".into()),
+        byok: Some("true".into()),
+        ..base
+    }
+}
+
 /// The id of an organization's invoice for the month that `at` lies in: `acme-2026-11`.
 pub fn invoice_id(organization: &OrganizationId, at: UnixMillis) -> String {
     let day = at.day().to_string();
@@ -164,10 +217,7 @@ fn of_organization(
 /// What all charges of a line have in common.
 fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
     let path = &line.path;
-    let project = state.projects.get(&path.project);
-    let key = state.keys.get(&path.key);
-    let provider = state.providers.get(&line.provider);
-    let provider = provider.map_or_else(|| line.provider.to_string(), |kept| kept.value.name.clone());
+    let provider = provider_name(state, &line.provider);
     let seller = if line.byok {
         provider.clone()
     } else {
@@ -179,21 +229,51 @@ fn base(line: &Line, state: &State, final_before: UnixMillis) -> Row {
         invoice_issuer_name: Some(seller.clone()),
         region_id: text(line.region.as_str()),
         region_name: text(line.region.as_str()),
+        service_provider_name: Some(seller),
+        byok: text(if line.byok { "true" } else { "false" }),
+        endpoint_id: text(line.endpoint.as_str()),
+        model_id: text(line.model.as_str()),
+        ..of_path(
+            of_organization(&path.organization, line.hour, state, final_before),
+            path,
+            state,
+        )
+    }
+}
+
+fn provider_name(state: &State, id: &ProviderId) -> String {
+    let provider = state.providers.get(id);
+    provider.map_or_else(|| id.to_string(), |kept| kept.value.name.clone())
+}
+
+/// What a charge says of its tenant below the organization.
+fn of_path(base: Row, path: &TenantPath, state: &State) -> Row {
+    let project = state.projects.get(&path.project);
+    let key = state.keys.get(&path.key);
+    let text = |text: &str| Some(text.to_owned());
+    Row {
         resource_id: text(path.key.as_str()),
         resource_name: Some(key.map_or_else(|| path.key.to_string(), |kept| kept.value.name.clone())),
         resource_type: text("API Key"),
-        service_provider_name: Some(seller),
         sub_account_id: text(path.project.as_str()),
         sub_account_name: Some(
             project.map_or_else(|| path.project.to_string(), |kept| kept.value.name.clone()),
         ),
         sub_account_type: text("Project"),
-        byok: text(if line.byok { "true" } else { "false" }),
-        endpoint_id: text(line.endpoint.as_str()),
-        model_id: text(line.model.as_str()),
         team_id: path.team.as_ref().map(ToString::to_string),
-        ..of_organization(&path.organization, line.hour, state, final_before)
+        tags: tags(
+            project.map(|kept| &kept.value.labels),
+            key.map(|kept| &kept.value.labels),
+        ),
+        ..base
     }
+}
+
+/// Labels as they are now, a key's own above its project's; nothing where there are none.
+fn tags(project: Option<&Labels>, key: Option<&Labels>) -> Option<String> {
+    let none = Labels::new();
+    let both = labels::of_both(project.unwrap_or(&none), key.unwrap_or(&none));
+    (!both.is_empty()).then(|| json!(both).to_string())
 }
 
 fn money(row: &mut Row, list: i128, effective: i128) {
