@@ -11,6 +11,7 @@
 //! | [`account`] | one budget: its terms, its windows, what a lease gets |
 //! | [`member`] | holders as the grantor knows them |
 //! | [`former`] | budgets that were removed or changed while nodes had slices of them |
+//! | [`release`] | what is freed on the word of an operator |
 //! | [`grantor`] | [`grantor::Books`]: all budgets and holders; a function per command |
 //! | [`size`] | how much to grant, whom to ask for money back |
 //! | [`mod@slice`] | the atomic counters of a node's slice |
@@ -69,5 +70,6 @@ pub mod hold;
 pub mod holder;
 pub mod member;
 pub mod message;
+pub mod release;
 pub mod size;
 pub mod slice;

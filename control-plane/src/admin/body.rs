@@ -194,7 +194,7 @@ fn unfit(value: &Value, path: &str) -> Option<(String, String)> {
         path => format!("{path}.{name}"),
     };
     match value {
-        Value::String(text) => unfit_text(path.rsplit('.').next()?, text).map(|why| (path.to_owned(), why)),
+        Value::String(text) => unfit_text(named(path), text).map(|why| (path.to_owned(), why)),
         Value::Array(items) => items
             .iter()
             .enumerate()
@@ -202,6 +202,14 @@ fn unfit(value: &Value, path: &str) -> Option<(String, String)> {
         Value::Object(fields) => fields.iter().find_map(|(name, item)| unfit(item, &inside(name))),
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
     }
+}
+
+/// The name of the field at a path. Below `labels` names are the caller's and mean nothing here.
+fn named(path: &str) -> &str {
+    if path.split('.').rev().skip(1).any(|name| name == "labels") {
+        return "";
+    }
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 fn unfit_text(name: &str, text: &str) -> Option<String> {
@@ -234,6 +242,14 @@ mod tests {
             .err()
             .unwrap_or_else(|| panic!("`{body}` is taken"))
             .problem()
+    }
+
+    #[test]
+    fn a_label_may_have_the_name_of_a_field() {
+        use tollway_proto::admin::tenant::KeyLabels;
+        let taken = |body: &str| parse_body::<KeyLabels>(body.as_bytes()).is_ok();
+        assert!(taken(r#"{"labels": {"url": "team-a", "a.url": "b"}}"#));
+        assert!(!taken(r#"{"labels": {"reason": "a\nb"}}"#));
     }
 
     #[test]

@@ -145,6 +145,16 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
+        let text = "UPDATE progress SET first_offset = $2, next_offset = $2, oldest_at = $3 WHERE log_partition = $1 AND next_offset < $2";
+        self.runtime.block_on(within(async {
+            let partition = i64::from(partition);
+            self.client.execute(text, &[&partition, &to, &at.0]).await?;
+            Ok(())
+        }))
+    }
+
     /// Removes the oldest generations that ended before an instant, and returns whether there may be more.
     pub fn forget(&mut self, before: UnixMillis) -> Result<bool, StoreFault> {
         let removed = self.runtime.block_on(within(async {

@@ -12,11 +12,11 @@ use super::fold::{Batch, Reached};
 pub struct Progress {
     /// The partition.
     pub partition: i32,
-    /// The offset from which it was read. Above 0, what lies before was gone from the log when the store was made.
+    /// The offset from which it was read without a gap. Above 0, some of what lies before was gone from the log before it was read.
     pub first: i64,
     /// The offset of the next record.
     pub next: i64,
-    /// The oldest end of a request in the first stretch that had events.
+    /// The oldest end of a request in the first stretch that had events; behind a gap when that was found.
     pub oldest: Option<UnixMillis>,
     /// The newest end of a request so far.
     pub newest: UnixMillis,
@@ -59,6 +59,13 @@ impl Book {
     pub fn offsets(&self) -> BTreeMap<i32, i64> {
         let next = |progress: &Progress| (progress.partition, progress.next);
         self.partitions.values().map(next).collect()
+    }
+
+    /// Notes that a partition goes on behind a gap.
+    pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) {
+        if let Some(progress) = self.partitions.get_mut(&partition) {
+            (progress.first, progress.next, progress.oldest) = (to, to, Some(at));
+        }
     }
 
     /// Notes what has been written.

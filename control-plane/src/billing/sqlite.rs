@@ -156,6 +156,15 @@ impl Writer {
         Ok(())
     }
 
+    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
+        self.connection.execute(
+            "UPDATE progress SET first_offset = ?2, next_offset = ?2, oldest_at = ?3 WHERE log_partition = ?1 AND next_offset < ?2",
+            params![partition, to, at.0],
+        )?;
+        Ok(())
+    }
+
     /// Removes the oldest generations that ended before an instant, and returns whether there may be more.
     pub fn forget(&mut self, before: UnixMillis) -> Result<bool, StoreFault> {
         // They are numbered as they came, which is nearly the order of their ends.

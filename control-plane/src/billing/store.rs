@@ -58,6 +58,14 @@ impl Writer {
         }
     }
 
+    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
+        match self {
+            Self::File(writer) => writer.skip(partition, to, at),
+            Self::Server(writer) => writer.skip(partition, to, at),
+        }
+    }
+
     /// Removes some of the generations that ended before an instant, and returns whether there may be more.
     pub fn forget(&mut self, before: UnixMillis) -> Result<bool, StoreFault> {
         match self {

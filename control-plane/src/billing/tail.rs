@@ -97,8 +97,8 @@ impl Tail {
     }
 
     async fn follow(&mut self, backoff: &mut Duration) -> Result<Infallible, StoreFault> {
-        let mut open = self.open().await?;
-        self.source.seek(&open.begins()).await?;
+        let (mut open, begins) = self.open().await?.begin((self.now)()).await?;
+        self.source.seek(&begins).await?;
         let mut lags = Lags::default();
         self.tell(open.book.partitions.values(), &lags);
         let (mut measured, mut forgotten): (Option<Instant>, Option<Instant>) = (None, None);
@@ -220,23 +220,28 @@ impl Tail {
 }
 
 impl Open {
-    /// Where reading begins, by partition.
-    fn begins(&self) -> Offsets {
-        let mut begins = self.starts.clone();
-        for (partition, next) in self.book.offsets() {
-            let start = begins.entry(partition).or_insert(next);
-            if *start > next {
-                let start = *start;
-                tracing::error!(
-                    partition,
-                    next,
-                    start,
-                    "usage events expired before they were in the billing store"
-                );
+    /// Where reading begins, by partition. What the log has lost before it was read is not in the store, and the store says so from then on.
+    async fn begin(mut self, now: UnixMillis) -> Result<(Self, Offsets), StoreFault> {
+        tokio::task::spawn_blocking(move || {
+            let mut begins = self.starts.clone();
+            for (partition, next) in self.book.offsets() {
+                let start = begins.entry(partition).or_insert(next);
+                if *start > next {
+                    let start = *start;
+                    tracing::error!(
+                        partition,
+                        next,
+                        start,
+                        "usage events expired before they were in the billing store; it has no whole days before tomorrow"
+                    );
+                    self.writer.skip(partition, start, now)?;
+                    self.book.skip(partition, start, now);
+                }
+                *start = next.max(*start);
             }
-            *start = next.max(*start);
-        }
-        begins
+            Ok((self, begins))
+        })
+        .await?
     }
 }
 

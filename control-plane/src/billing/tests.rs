@@ -331,6 +331,29 @@ fn old_generations_go_and_their_hours_stay() {
 }
 
 #[test]
+fn a_store_behind_a_gap_of_the_log_has_no_whole_days_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("billing.sqlite");
+    let (mut writer, _) = Writer::open(&store, "c").unwrap();
+    let mut book = Book::default();
+    put(&mut writer, &mut book, &[record(0, &event(1, 1))]);
+    assert_eq!(book.partitions[&3].whole_from(), None);
+    for to in [5, 5, 4] {
+        writer.skip(3, to, NOW).unwrap();
+    }
+    book.skip(3, 5, NOW);
+    let of = book.partitions[&3];
+    assert_eq!(
+        (of.first, of.next, of.whole_from()),
+        (5, 5, Some(tollway_shared::time::Day(NOW.day().0 + 2)))
+    );
+    assert_eq!(writer.book().unwrap(), book);
+    put(&mut writer, &mut book, &[record(5, &event(1, 9))]);
+    assert_eq!(writer.book().unwrap(), book);
+    assert_eq!(book.partitions[&3].whole_from(), of.whole_from());
+}
+
+#[test]
 fn two_writers_do_not_both_move_an_offset() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("billing.sqlite");

@@ -132,7 +132,8 @@ async fn forget_over(cluster: &Cluster, now: UnixMillis) {
     let before = now.plus_ms(-FORGET_AFTER_MS);
     let state = cluster.state();
     let mut members = state.books.members.values();
-    if members.any(|member| member.is_over(before)) {
+    let mut former = state.books.former.values();
+    if members.any(|member| member.is_over(before)) || former.any(|former| former.is_over(before)) {
         propose(cluster, Command::ForgetIncarnations { before }).await;
     }
 }

@@ -146,7 +146,7 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
     }
     let before = state.budgets.get(&put.budget.id).map(|kept| kept.value.clone());
     let unit = before.as_ref().map(|old| old.terms.unit);
-    let unit = unit.or_else(|| state.books.former_unit(&put.budget.id));
+    let unit = unit.or_else(|| state.books.former_unit(&put.budget.id, state.now));
     // Nodes know a slice by the id of its budget: one in tokens would be spent as money.
     if unit.is_some_and(|unit| unit != put.budget.terms.unit) {
         let detail = "of a budget does not change, as nodes may have some of it in the old one; make another budget with another id and remove this one";

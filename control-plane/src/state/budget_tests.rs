@@ -224,6 +224,29 @@ fn what_is_out_of_a_budget_is_not_granted_again_when_it_is_made_again() {
 }
 
 #[test]
+fn what_is_out_of_a_longer_window_is_charged_to_each_shorter_one_until_it_comes_back() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 60), Verdict::Granted);
+    let granted = book(&state, "b").1;
+    let epoch = state.books.accounts[&BudgetId::trusted("b")].book.epoch;
+    tell(&mut state, EU_1, epoch, 10, 0);
+    let daily = edited(100, |budget| budget.terms.cycle = Period::Daily.into());
+    done(&mut state, Command::PutBudget(daily));
+    assert_eq!(book(&state, "b"), (granted, 0, 100 - granted));
+    for day in 1..=4 {
+        let now = NOON.plus_ms(day * DAY_MS);
+        let rolls = due(&state, &Command::RollBudgets(Vec::new()), now);
+        at(&mut state, now, Command::RollBudgets(rolls));
+        let has = granted - 10;
+        assert_eq!(book(&state, "b"), (has, 0, 100 - has), "day {day}");
+    }
+    tell(&mut state, EU_1, epoch, 30, i64::try_from(granted).unwrap() - 30);
+    assert_eq!(book(&state, "b"), (20, 0, 80));
+}
+
+#[test]
 fn credit_that_nodes_have_is_not_granted_again_when_an_organization_is_held_to_it_again() {
     use tollway_shared::credit::{Billing, BillingMode, CreditMove, PayMethod, budget_id};
     let mut state = with_nodes();

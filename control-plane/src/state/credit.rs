@@ -15,7 +15,6 @@ use tollway_shared::budget::terms::Terms;
 use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::credit::{self, Billing, Fees};
 use tollway_shared::ids::{BudgetId, OrganizationId};
-use tollway_shared::lease::member::Standing;
 use tollway_shared::lease::message::Effect;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::seal::Sealed;
@@ -108,13 +107,14 @@ pub fn held(state: &State, id: &OrganizationId) -> i64 {
     i64::try_from(gone.max(0)).unwrap_or(i64::MAX)
 }
 
-/// What leases have settled of the organization's credit and the ledger has not counted: on its way, or stranded.
+/// What leases have settled of the organization's credit and the ledger has not counted: on its way, or stranded. What nodes still have
+/// of a former budget for this credit is none of it.
 pub fn uncounted(state: &State, id: &OrganizationId) -> i64 {
     let id = credit::budget_id(id);
     let (Some(account), Some(tally)) = (state.books.accounts.get(&id), state.tallies.get(&id)) else {
         return 0;
     };
-    let apart = account.book.settled - i128::from(tally.current.amount);
+    let apart = account.book.settled - account.carried() - i128::from(tally.current.amount);
     i64::try_from(apart.max(0)).unwrap_or(i64::MAX)
 }
 
@@ -135,9 +135,7 @@ pub(super) fn release(state: &mut State, step: &mut Step<'_>, order: &ReleaseCre
             format!("is more than the {left} dollars that nodes have spent and the ledger has not counted");
         return Err(refuse(RefusalCode::Conflict, "amount", detail));
     }
-    if let Some(account) = state.books.accounts.get_mut(&credit::budget_id(id)) {
-        Arc::make_mut(account).book.release(order.amount.0);
-    }
+    state.books.free(&credit::budget_id(id), order.amount.0);
     settle(state, step, id);
     step.audit = Some(audit::Touched {
         target: format!("{id}"),
@@ -149,32 +147,6 @@ pub(super) fn release(state: &mut State, step: &mut Step<'_>, order: &ReleaseCre
         )),
     });
     Ok(())
-}
-
-/// After a release the ledger may count what no lease has reported: that is settled with the count.
-fn count(state: &mut State, budget: &BudgetId) {
-    let released = was_released(state, budget);
-    let Some(account) = state.books.accounts.get_mut(budget) else {
-        return;
-    };
-    let counted = state.tallies.get(budget).map_or(0, |tally| tally.current.amount);
-    // What is ahead stays so until leases have reported it, also when the life that was released is forgotten.
-    if released || account.book.ahead != 0 {
-        Arc::make_mut(account).book.count(counted.into());
-    }
-}
-
-/// Whether somebody has taken it upon them that less was spent of a budget than nodes could have spent.
-fn was_released(state: &State, budget: &BudgetId) -> bool {
-    let standing = |life| state.books.members.get(life).map(|member| member.standing);
-    state.books.accounts.get(budget).is_some_and(|account| {
-        let book = &account.book;
-        book.released != 0
-            || book
-                .leases
-                .keys()
-                .any(|life| standing(life) == Some(Standing::Released))
-    })
 }
 
 /// After a balance or a setting has changed: the budget's limit follows, and whoever has to know is told.
@@ -194,8 +166,9 @@ fn enforce(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, billing:
         return;
     };
     let available = state.accounts.get(id).map_or(0, |account| account.available());
-    count(state, &budget);
     let spent = state.tallies.get(&budget).map_or(0, |tally| tally.current.amount);
+    let effects = state.books.count(&budget, spent, state.now);
+    step.effects.extend(effects);
     let limit = credit::limit(available, line, spent);
     if state
         .budgets

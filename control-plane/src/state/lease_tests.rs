@@ -190,6 +190,101 @@ fn credit_that_a_dead_life_said_it_spent_and_nobody_counts_can_be_released() {
     assert_eq!(again, state);
 }
 
+/// A life that had 70 of the credit, reported 30 of it, and was released.
+fn released() -> State {
+    let mut state = prepaid();
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &[CREDIT], 70), Verdict::Granted);
+    report(&mut state, CREDIT, EU_1, 30);
+    done(&mut state, Command::RecordSpend(samples::spend(0, 1, 30)));
+    done(&mut state, Command::FenceIncarnation(EU_1));
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    assert_eq!(credit(&state), ((30, 0, 70), 0));
+    state
+}
+
+#[test]
+fn what_turns_up_of_a_released_life_counts_also_when_the_life_is_forgotten() {
+    let mut state = released();
+    let before = NOON.plus_ms(1);
+    done(&mut state, Command::ForgetIncarnations { before });
+    assert!(state.books.members.is_empty());
+    done(&mut state, Command::RecordSpend(samples::spend(1, 2, 25)));
+    assert_eq!(credit(&state), ((55, 0, 45), 0));
+}
+
+#[test]
+fn what_a_released_life_reports_after_all_is_settled_once() {
+    let mut state = released();
+    done(&mut state, Command::RecordSpend(samples::spend(1, 2, 25)));
+    assert_eq!(credit(&state), ((55, 0, 45), 0));
+    let closing = Closing {
+        incarnation: EU_1,
+        lines: vec![ClosedLine {
+            budget: BudgetId::trusted(CREDIT),
+            epoch: state.books.accounts[&BudgetId::trusted(CREDIT)].book.epoch,
+            spent: 60,
+        }],
+        doubtful: false,
+    };
+    say(&mut state, "eu-1", LeaseCall::Closing(closing));
+    assert_eq!(credit(&state), ((60, 0, 40), 5));
+}
+
+#[test]
+fn what_is_ahead_of_the_reports_of_a_released_life_hides_no_spending_of_others() {
+    let mut state = released();
+    let live = Incarnation(2);
+    assert!(enlist(&mut state, "eu-1", live));
+    assert_eq!(ask(&mut state, "eu-1", live, &[CREDIT], 10), Verdict::Granted);
+    let free = credit(&state).0.2;
+    done(&mut state, Command::RecordSpend(samples::spend(1, 2, 25)));
+    assert_eq!(credit(&state).0.2, free - 25);
+    report(&mut state, CREDIT, live, 7);
+    done(&mut state, Command::RecordSpend(samples::spend(2, 3, 1)));
+    assert_eq!(
+        credit(&state),
+        ((62, 70 - free - 7, free - 25), 6),
+        "30, 25 and 7"
+    );
+}
+
+#[test]
+fn credit_that_nodes_still_have_of_a_former_budget_is_not_to_be_released() {
+    let mut state = prepaid();
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &[CREDIT], 70), Verdict::Granted);
+    let has = credit(&state).0.1;
+    for mode in [BillingMode::Unlimited, BillingMode::Prepaid] {
+        let billing = Billing {
+            mode,
+            ..Billing::default()
+        };
+        let organization = OrganizationId::trusted("o");
+        done(
+            &mut state,
+            Command::PutBilling(PutBilling {
+                organization,
+                billing,
+            }),
+        );
+    }
+    assert_eq!(credit(&state), ((has, 0, 100 - has), 0));
+    let release = Command::ReleaseCredit(ReleaseCredit {
+        organization: OrganizationId::trusted("o"),
+        amount: NanoUsd(1),
+        reason: String::new(),
+    });
+    let refused = at(&mut state, NOON, release).outcome;
+    assert!(matches!(refused, Outcome::Refused(_)), "{refused:?}");
+    // Released with its life it is free in the budget of today, and counts there if it turns up.
+    done(&mut state, Command::FenceIncarnation(EU_1));
+    done(&mut state, Command::ReleaseIncarnation(EU_1));
+    assert_eq!(credit(&state), ((0, 0, 100), 0));
+    done(&mut state, Command::RecordSpend(samples::spend(0, 1, 25)));
+    assert_eq!(credit(&state), ((25, 0, 75), 0));
+}
+
 #[test]
 fn a_released_life_is_forgotten_in_time_and_what_it_reported_stays_settled() {
     let mut state = with_nodes();

@@ -10,8 +10,10 @@ use super::size;
 use crate::budget::terms::Terms;
 use crate::ids::{BudgetId, Incarnation};
 use crate::time::UnixMillis;
+use crate::window::Span;
 
-/// Windows behind the current one that still take reports. What is out in older ones stays charged to them for ever.
+/// Windows behind the current one that still take reports, beside those that it carries. What is out in older ones stays charged to them
+/// for ever.
 pub const PAST_MAX: usize = 2;
 /// A counter above this is not believed, and no grant goes beyond it: sums of three stay far from overflow.
 pub const COUNTER_MAX: i64 = i64::MAX / 4;
@@ -23,9 +25,9 @@ pub struct Account {
     pub terms: Terms,
     /// The current window.
     pub book: Book,
-    /// The windows before, newest first; at most [`PAST_MAX`].
+    /// The windows before, newest first: [`PAST_MAX`] of them, and those of `carries`.
     pub past: Vec<Book>,
-    /// Those among them whose leases the current one was opened with, as if they were spent.
+    /// Those among them whose leases the current one was opened with, as if they were spent: nodes may still spend them.
     pub carries: BTreeSet<Epoch>,
 }
 
@@ -38,9 +40,52 @@ impl Account {
     }
 
     /// The windows that are behind once the current one is.
-    pub(super) fn rolled(&self) -> Vec<Book> {
-        let books = std::iter::once(&self.book).chain(&self.past);
-        books.take(PAST_MAX).cloned().collect()
+    pub(super) fn rolled(&self, now: UnixMillis) -> Vec<Book> {
+        let books = std::iter::once(&self.book).chain(&self.past).enumerate();
+        books
+            .filter(|(place, book)| *place < PAST_MAX || self.carries_on(book, now))
+            .map(|(_, book)| book.clone())
+            .collect()
+    }
+
+    /// Whether nodes have something of a window that the current one was opened with, and can spend it in the next one, too.
+    fn carries_on(&self, book: &Book, now: UnixMillis) -> bool {
+        self.carries.contains(&book.epoch) && book.outstanding > 0 && !book.span.over(now)
+    }
+
+    /// Starts the next window. What nodes have of windows of another cycle, they have in this one, too.
+    pub(super) fn roll(&mut self, epoch: Epoch, span: Span, now: UnixMillis) {
+        let past = self.rolled(span.start);
+        let carried = past.iter().filter(|book| self.carries_on(book, span.start));
+        let charged: i128 = carried.clone().map(|book| book.outstanding).sum();
+        let charged = i64::try_from(charged).map_or(COUNTER_MAX, |charged| charged.min(COUNTER_MAX));
+        self.carries = carried.map(|book| book.epoch).collect();
+        self.past = past;
+        self.book = Book::open(epoch, span, self.terms.limit_at(now), charged);
+    }
+
+    /// What nodes have of windows that the current one was opened with.
+    pub fn carried(&self) -> i128 {
+        let carried = self.past.iter().filter(|book| self.carries.contains(&book.epoch));
+        carried.map(|book| book.outstanding).sum()
+    }
+
+    /// Frees what an incarnation has out, on somebody's word that it was not spent.
+    pub(super) fn release(&mut self, incarnation: Incarnation) {
+        for epoch in self.epochs() {
+            let freed = self.change(epoch, |book| {
+                let before = book.outstanding;
+                if book.leases.contains_key(&incarnation) {
+                    book.line(incarnation, |lease| {
+                        lease.granted = lease.granted.min(lease.spent + lease.returned);
+                    });
+                }
+                before - book.outstanding
+            });
+            if epoch == self.book.epoch || self.carries.contains(&epoch) {
+                self.book.released += freed.unwrap_or(0);
+            }
+        }
     }
 
     pub(super) fn epochs(&self) -> Vec<Epoch> {

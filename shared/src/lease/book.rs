@@ -84,9 +84,9 @@ pub struct Book {
     pub closed: i128,
     /// The part of `closed` that no record says was spent: charged because a disk may have lost the records.
     pub doubtful: i128,
-    /// What was taken out of `settled` again, in all.
+    /// What was freed on somebody's word that it was never spent, in all. The ledger may count as much beyond what leases report.
     pub released: i128,
-    /// The part of `settled` that the ledger has counted and no lease has reported.
+    /// The part of `settled` that the ledger has counted and no lease had reported.
     pub ahead: i128,
     /// Who has a lease.
     pub leases: BTreeMap<Incarnation, Lease>,
@@ -157,22 +157,24 @@ impl Book {
     }
 
     /// Frees what is settled and was never used.
-    pub fn release(&mut self, amount: i64) {
-        let amount = i128::from(amount);
-        self.settled -= amount;
-        self.closed -= amount;
-        self.free += amount;
-        self.released += amount;
+    pub(super) fn release(&mut self, amount: i64) {
+        self.uncarry(amount.into());
+        self.released += i128::from(amount);
     }
 
-    /// Settles at least what the ledger has counted, whoever used it and whether or not leases have reported it.
-    pub fn count(&mut self, counted: i128) {
-        let ahead = (counted - (self.settled - self.ahead)).max(0);
-        let more = ahead - self.ahead;
-        self.settled += more;
-        self.closed += more;
-        self.free -= more;
-        self.ahead = ahead;
+    /// Settles at least what the ledger has counted, whether or not leases have reported it, as far as that may be of what was released.
+    /// Spending of others that the ledger happens to see first counts twice then, at most once as much; it can be released.
+    pub(super) fn count(&mut self, counted: i128) {
+        let more = (counted - self.settled).min(self.released - self.ahead).max(0);
+        self.uncarry(-more);
+        self.ahead += more;
+    }
+
+    /// A life that was released has reported this much after all: what the ledger had counted of it is settled once.
+    pub(super) fn overtake(&mut self, reported: i128) {
+        let back = reported.clamp(0, self.ahead);
+        self.uncarry(back);
+        self.ahead -= back;
     }
 
     /// What does not hold, if anything.

@@ -36,6 +36,8 @@ pub(super) struct Heritage {
     pub(super) carries: BTreeSet<Epoch>,
     /// How much that is.
     pub(super) charged: i128,
+    /// What was released and the ledger has not counted.
+    pub(super) released: i128,
 }
 
 impl Former {
@@ -43,6 +45,12 @@ impl Former {
     fn uncounted(&self) -> i128 {
         let book = &self.account.book;
         (book.settled - i128::from(self.counted)).max(0) + book.outstanding
+    }
+
+    /// Whether its window was over before `before`, or nothing has been out since then.
+    pub fn is_over(&self, before: UnixMillis) -> bool {
+        let book = &self.account.book;
+        book.span.over(before) || (self.since < before && book.outstanding == 0)
     }
 }
 
@@ -65,8 +73,9 @@ impl Books {
     }
 
     /// The unit of a budget that was removed and of which nodes may have slices: it cannot be made again in another.
-    pub fn former_unit(&self, budget: &BudgetId) -> Option<Unit> {
-        self.former.get(budget).map(|former| former.account.terms.unit)
+    pub fn former_unit(&self, budget: &BudgetId, now: UnixMillis) -> Option<Unit> {
+        let former = self.former.get(budget)?;
+        (!former.account.book.span.over(now)).then_some(former.account.terms.unit)
     }
 
     /// What there is of a former budget, for the one that takes its place.
@@ -75,7 +84,7 @@ impl Books {
             return Heritage::default();
         };
         let account = &former.account;
-        let past = account.rolled();
+        let past = account.rolled(now);
         // Slices of a window that is over are worth nothing any more.
         if account.terms.unit != unit || account.book.span.over(now) {
             return Heritage {
@@ -88,6 +97,7 @@ impl Books {
         Heritage {
             carries: epochs.filter(is_kept).collect(),
             charged: former.uncounted(),
+            released: account.book.released - account.book.ahead,
             past,
         }
     }
@@ -101,16 +111,12 @@ impl Books {
         Some(&mut Arc::make_mut(former).account)
     }
 
-    /// Forgets former budgets whose window was over before `before`, or of which nothing has been out since then.
+    /// Forgets former budgets that are over.
     pub(super) fn forget_former(&mut self, before: UnixMillis) {
-        let over = |former: &Former| {
-            let book = &former.account.book;
-            book.span.over(before) || (former.since < before && book.outstanding == 0)
-        };
         let gone: Vec<BudgetId> = self
             .former
             .iter()
-            .filter(|(_, former)| over(former))
+            .filter(|(_, former)| former.is_over(before))
             .map(|(id, _)| id.clone())
             .collect();
         for id in gone {

@@ -84,12 +84,13 @@ impl Books {
         let former = self.heritage(budget, terms.unit, now);
         self.last_epoch += 1;
         let carried = former.charged.saturating_add(i128::from(carried));
-        let book = Book::open(
+        let mut book = Book::open(
             Epoch(self.last_epoch),
             span,
             terms.limit_at(now),
             i64::try_from(carried).map_or(COUNTER_MAX, |carried| carried.clamp(0, COUNTER_MAX)),
         );
+        book.released = former.released;
         let account = Account {
             terms: terms.clone(),
             book,
@@ -128,10 +129,7 @@ impl Books {
         }
         self.last_epoch += 1;
         let account = Arc::make_mut(account);
-        let next = Book::open(Epoch(self.last_epoch), roll.span, account.terms.limit_at(now), 0);
-        account.past = account.rolled();
-        account.carries.clear();
-        account.book = next;
+        account.roll(Epoch(self.last_epoch), roll.span, now);
     }
 
     /// A node has started. Its former incarnations get nothing any more. Says whether this one may ask.
@@ -251,7 +249,7 @@ impl Books {
     }
 
     /// After money has moved or a limit changed: recalls what is out above the limit, and tells who has to know.
-    fn mend(&mut self, budget: &BudgetId, now: UnixMillis) -> Vec<Effect> {
+    pub(super) fn mend(&mut self, budget: &BudgetId, now: UnixMillis) -> Vec<Effect> {
         let short = self.accounts.get(budget).map_or(0, |account| -account.book.free);
         let nobody = Incarnation(0);
         let mut effects = if short > 0 {
@@ -293,6 +291,7 @@ impl Books {
             return (confirmed, effects);
         };
         confirmed.live = member.standing == Standing::Live;
+        let released = member.standing == Standing::Released;
         for line in &report.lines {
             let counters = [line.spent, line.returned, line.seen, line.held, line.recall];
             if counters
@@ -309,7 +308,11 @@ impl Books {
                 // Who was granted nothing has nothing to report.
                 let has_lease = book.leases.contains_key(&report.incarnation);
                 if has_lease {
+                    let before = book.settled;
                     book.line(report.incarnation, |lease| merge(lease, line, report.serial, now));
+                    if released {
+                        book.overtake(book.settled - before);
+                    }
                 }
                 has_lease
             });
@@ -352,6 +355,7 @@ impl Books {
         if member.standing == Standing::Closed {
             return (true, Vec::new());
         }
+        let released = member.standing == Standing::Released;
         let mut spent = BTreeMap::new();
         for line in &closing.lines {
             let known: &mut i64 = spent.entry((&line.budget, line.epoch)).or_default();
@@ -367,7 +371,13 @@ impl Books {
             account.refresh(now);
             for epoch in account.epochs() {
                 let spent = spent.get(&(budget, epoch)).copied().unwrap_or(0);
-                account.change(epoch, |book| book.fold(incarnation, spent, closing.doubtful));
+                account.change(epoch, |book| {
+                    let before = book.settled;
+                    book.fold(incarnation, spent, closing.doubtful);
+                    if released {
+                        book.overtake(book.settled - before);
+                    }
+                });
             }
             effects.extend(self.alert(budget));
         }
@@ -382,34 +392,6 @@ impl Books {
             self.set(incarnation, Standing::Fenced, now);
         }
         standing.is_some()
-    }
-
-    /// Frees what a fenced incarnation has out, on the word of an operator that it has spent and will spend nothing more than it
-    /// reported: its machine is gone, and the provider's own count agrees. If its spool turns up after all, that still counts.
-    /// Says whether it was fenced.
-    pub fn release(&mut self, incarnation: Incarnation, now: UnixMillis) -> bool {
-        let Some(member) = self.members.get(&incarnation).cloned() else {
-            return false;
-        };
-        if member.standing != Standing::Fenced {
-            return member.standing == Standing::Released;
-        }
-        for budget in &member.leases {
-            let Some(account) = self.known_mut(budget) else {
-                continue;
-            };
-            for epoch in account.epochs() {
-                account.change(epoch, |book| {
-                    if book.leases.contains_key(&incarnation) {
-                        book.line(incarnation, |lease| {
-                            lease.granted = lease.granted.min(lease.spent + lease.returned)
-                        });
-                    }
-                });
-            }
-        }
-        self.set(incarnation, Standing::Released, now);
-        true
     }
 
     /// A node is taken out of the cluster: all its incarnations are fenced.
@@ -456,7 +438,7 @@ impl Books {
         }
     }
 
-    fn set(&mut self, incarnation: Incarnation, standing: Standing, now: UnixMillis) {
+    pub(super) fn set(&mut self, incarnation: Incarnation, standing: Standing, now: UnixMillis) {
         if let Some(member) = self.members.get_mut(&incarnation) {
             let member = Arc::make_mut(member);
             (member.standing, member.since) = (standing, now);

@@ -15,6 +15,7 @@ use super::super::Api;
 use super::super::account::must_be_known;
 use super::super::exchange::{Read, path_id};
 use super::super::fault::Fault;
+use super::super::params::wrong_param;
 use super::read::{Source, blocking};
 use crate::billing::lines::Wanted;
 use crate::clock;
@@ -30,7 +31,7 @@ impl From<InvoiceFault> for Fault {
 
 impl From<fee::Forgotten> for Fault {
     fn from(fault: fee::Forgotten) -> Self {
-        Self::at(ProblemCode::Invalid, "from", fault.to_string())
+        wrong_param("from", fault)
     }
 }
 

@@ -14,7 +14,6 @@ use super::{has_counted, store};
 use crate::admin::fault::Fault;
 use crate::billing::progress::Progress;
 use crate::billing::{self, Billing, StoreFault};
-use crate::report::invoice::FINAL_AFTER_MS;
 use crate::state::{State, usage};
 
 /// Why a store does not do for what is asked.
@@ -89,16 +88,16 @@ impl Stand {
         store::freshness(&self.progress, &self.known)
     }
 
-    /// The instant as of which months become final: now, or where the log is known to have more than was read, as long after what was read
-    /// last as a month takes to become final.
+    /// The instant as of which months become final: that of which everything that was in the log is in the store, as far as is known, and
+    /// at most now. A month's last events are taken to be in the log when it has been over for as long as a month takes to become final.
     pub(crate) fn as_of(&self, now: UnixMillis) -> UnixMillis {
-        let lags = |progress: &&Progress| {
+        let read = |progress: &Progress| {
             let known = self.known.get(&progress.partition);
-            known.and_then(|known| known.lag).is_some_and(|lag| lag > 0)
+            let measured = known.filter(|known| known.lag == Some(0));
+            let measured = measured.and_then(|known| known.measured_at);
+            measured.map_or(progress.newest, |at| at.max(progress.newest))
         };
-        let read = self.progress.iter().filter(lags);
-        read.map(|progress| progress.newest.plus_ms(FINAL_AFTER_MS))
-            .fold(now, UnixMillis::min)
+        self.progress.iter().map(read).fold(now, UnixMillis::min)
     }
 }
 
@@ -182,20 +181,22 @@ mod tests {
             progress: vec![progress(0, 0)],
             known: BTreeMap::new(),
         };
-        let now = NOON.plus_ms(40 * tollway_shared::time::DAY_MS);
-        for (lag, expected) in [
-            (None, now),
-            (Some(0), now),
-            (Some(1), NOON.plus_ms(FINAL_AFTER_MS)),
+        let day = |day: i64| NOON.plus_ms(day * tollway_shared::time::DAY_MS);
+        let newest = stand.progress[0].newest;
+        for (lag, measured_at, expected) in [
+            (None, None, newest),
+            (Some(0), None, newest), // some of what was read is not written
+            (Some(1), Some(day(40)), newest),
+            (Some(0), Some(day(39)), day(39)), // and the log was away since
+            (Some(0), Some(day(41)), day(40)),
         ] {
-            let progress = stand.progress[0];
             let fresh = billing::Freshness {
-                progress,
+                progress: stand.progress[0],
                 lag,
-                measured_at: None,
+                measured_at,
             };
             stand.known.insert(0, fresh);
-            assert_eq!(stand.as_of(now), expected, "{lag:?}");
+            assert_eq!(stand.as_of(day(40)), expected, "{lag:?} {measured_at:?}");
         }
     }
 }
