@@ -45,3 +45,8 @@ pub mod server;
 pub mod stages;
 pub mod upstream;
 pub mod usage;
+
+/// The node's own, so that what tests measure is what a node takes.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

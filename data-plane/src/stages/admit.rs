@@ -140,17 +140,15 @@ fn spent(
     ];
     let keys = snapshot.line(&caller.key).map(BudgetScope::Key);
     for scope in keys.chain(wide.into_iter().flatten()) {
-        for (id, view) in snapshot
-            .budgets
-            .get(&scope)
-            .into_iter()
-            .flat_map(|all| all.iter())
-        {
+        for view in snapshot.budgets.get(&scope).into_iter().flatten() {
             let free_goes = credit::is_credit(&view.budget.id) && models.iter().any(ModelId::is_free);
             if free_goes || !models.iter().all(|model| view.budget.counts(model)) {
                 continue;
             }
-            let told = stops.budgets.contains(id).then(|| view.budget.resets_at(now));
+            let told = stops
+                .budgets
+                .contains(view.budget.id.as_str())
+                .then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
                 return Err(Fault::spent(&view.budget, scope.level(), resets_at, now));
             }

@@ -201,12 +201,7 @@ fn share(bounds: &Bounds, most: &Amounts) -> Option<u64> {
 fn on_path<'a>(snapshot: &'a Snapshot, caller: &Caller, plan: &Plan, capped: bool) -> Vec<Budget<'a>> {
     let mut found = Vec::new();
     for scope in BudgetScope::of_path(&caller.path, snapshot.line(&caller.key)) {
-        for view in snapshot
-            .budgets
-            .get(&scope)
-            .into_iter()
-            .flat_map(|all| all.values())
-        {
+        for view in snapshot.budgets.get(&scope).into_iter().flatten() {
             let counts = |candidate: &Candidate| view.budget.counts(&candidate.endpoint.model);
             if view.budget.leased() && plan.attempts.iter().any(counts) {
                 found.push(Budget {

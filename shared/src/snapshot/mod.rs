@@ -58,8 +58,9 @@ pub struct Snapshot {
     pub projects: OrdMap<ProjectId, Arc<Project>>,
     /// API keys by digest.
     pub keys: HashMap<KeyDigest, Arc<ApiKey>>,
-    /// Budgets by scope, then id.
-    pub budgets: OrdMap<BudgetScope, OrdMap<Arc<str>, Arc<BudgetView>>>,
+    /// Budgets by scope, each scope's by id. By hash, and those of a scope in one place: in a tree of a million, comparing names and going
+    /// from node to node is most of what a lookup costs.
+    pub budgets: HashMap<BudgetScope, Vec<Arc<BudgetView>>>,
     lines: Lines,
     all: OrdMap<ResourceKey, (Arc<Resource>, Digest)>,
     hash: StateHash,
@@ -254,7 +255,8 @@ impl Snapshot {
                     self.lines.limit(key, true);
                 }
                 let at_scope = self.budgets.entry(r.budget.scope.clone()).or_default();
-                drop(at_scope.insert(r.budget.id.text(), Arc::new(r.clone())));
+                let place = at_scope.partition_point(|other| other.budget.id < r.budget.id);
+                at_scope.insert(place, Arc::new(r.clone())); // put has removed the one of the same id
             }
             Resource::Team(_) => {}
         }
@@ -278,7 +280,12 @@ impl Snapshot {
             }
             Resource::Budget(r) => {
                 let scope = &r.budget.scope;
-                drop_inner(&mut self.budgets, scope, &r.budget.id.text());
+                if let Some(budgets) = self.budgets.get_mut(scope) {
+                    budgets.retain(|other| other.budget.id != r.budget.id);
+                    if budgets.is_empty() {
+                        self.budgets.remove(scope);
+                    }
+                }
                 if let BudgetScope::Key(key) = scope {
                     self.lines.limit(key, self.budgets.contains_key(scope));
                 }

@@ -136,9 +136,7 @@ struct Limit<'a> {
 /// The leased budgets of the path that count the model.
 fn on_path<'a>(snapshot: &'a Snapshot, path: &TenantPath, model: &ModelId, capped: bool) -> Vec<Limit<'a>> {
     let scopes = BudgetScope::of_path(path, std::iter::once(path.key.clone()));
-    let views = scopes
-        .filter_map(|scope| snapshot.budgets.get(&scope))
-        .flat_map(|all| all.values());
+    let views = scopes.filter_map(|scope| snapshot.budgets.get(&scope)).flatten();
     let leased = views.filter(|view| view.budget.leased() && view.budget.counts(model));
     leased
         .map(|view| {
@@ -165,7 +163,7 @@ async fn serve(world: &Rc<World>, n: usize, process: &Process, ask: &Ask) -> End
     let path = super::catalog::path(ask.key);
     let model = ModelId::trusted(format!("sim/m{}", ask.model));
     let stops = BudgetScope::of_path(&path, std::iter::once(key)).find_map(|scope| {
-        let views = snapshot.budgets.get(&scope)?.values();
+        let views = snapshot.budgets.get(&scope)?.iter();
         let mut stopped =
             views.filter(|view| view.budget.counts(&model) && view.stops(process.clock.now()).is_some());
         stopped.next().map(|view| view.budget.id.clone())
