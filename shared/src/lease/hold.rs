@@ -202,12 +202,21 @@ fn short(levels: &[Level<'_>], place: usize, claim: &Claim, now: UnixMillis, rea
 
 /// What to clamp to, if the least fits on every level that clamps; else what to do about the first on which it does not.
 fn clamp(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> Short {
+    let least_of = |level: &Level<'_>| claim.least.of(level.terms.unit);
+    let too_dear = |level: &Level<'_>| {
+        let most = level.terms.per_request_max;
+        most.filter(|most| level.terms.mode == Mode::Clamp && *most < least_of(level))
+    };
+    let ceilings = levels.iter().map(too_dear).enumerate();
+    if let Some((level, most)) = ceilings.filter_map(|(place, most)| Some((place, most?))).next() {
+        return Short::PerRequest { level, most };
+    }
     for (place, level) in levels.iter().enumerate() {
         let unit = level.terms.unit;
         let ends = |slice: &&Arc<Slice>| {
             level.terms.mode == Mode::Clamp && at_the_end(slice, now, claim.worst.of(unit))
         };
-        let least = claim.least.of(unit);
+        let least = least_of(level);
         let Some(slice) = level.slice.filter(ends).filter(|slice| slice.room(reach) < least) else {
             continue;
         };

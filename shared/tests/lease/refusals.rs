@@ -277,3 +277,26 @@ fn a_late_confirmation_does_not_keep_a_hold_from_being_reported() {
     let lines = holder.report(NOW, usize::MAX).lines;
     assert_eq!(lines.iter().map(|line| line.held).collect::<Vec<_>>(), [0]);
 }
+
+#[test]
+fn a_ceiling_below_the_least_is_blamed_and_not_a_level_that_only_clamps() {
+    let mut holder = Holder::new(LIFE);
+    let grants = vec![grant("org", 20, true), grant("key", 20, true)];
+    holder.take(&answer(Verdict::Granted, grants), NOW);
+    let terms = |per_request_max| Terms {
+        mode: Mode::Clamp,
+        per_request_max,
+        ..Terms::money(NanoUsd(1_000))
+    };
+    let (org, key) = ((budget("org"), terms(None)), (budget("key"), terms(Some(4))));
+    let levels: Vec<Level<'_>> = [&org, &key]
+        .into_iter()
+        .map(|(budget, terms)| Level {
+            budget,
+            terms,
+            slice: holder.slices().get(budget),
+        })
+        .collect();
+    let found = hold(&levels, &claim(50, 5), NOW, Reach::Connected).map(|hold| hold.release());
+    assert_eq!(found, Err(Short::PerRequest { level: 1, most: 4 }));
+}

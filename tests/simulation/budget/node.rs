@@ -213,9 +213,11 @@ pub(crate) async fn kill(world: &Rc<World>, n: usize) -> Option<Process> {
         process
     };
     world.note(|| format!("node {n} is killed"));
+    world.dying.update(|dying| dying + 1);
     process.kill.cancel();
     process.ended().await;
     world.settle_down().await;
+    world.dying.update(|dying| dying - 1);
     Some(process)
 }
 
@@ -293,11 +295,15 @@ pub(crate) async fn stop(world: &Rc<World>, n: usize) {
     world.draining.borrow_mut()[n] = false;
     {
         let mut nodes = world.nodes.borrow_mut();
-        process.note_life();
-        let lives = process.lives.borrow().clone();
-        nodes[n].lives.extend(lives);
-        nodes[n].process = None;
-        nodes[n].look();
+        // It may have been killed meanwhile, and another one may have started.
+        let still = |now: &Process| Rc::ptr_eq(&now.spool, &process.spool);
+        if nodes[n].process.as_ref().is_some_and(still) {
+            process.note_life();
+            let lives = process.lives.borrow().clone();
+            nodes[n].lives.extend(lives);
+            nodes[n].process = None;
+            nodes[n].look();
+        }
     }
     world.settle_down().await;
 }

@@ -67,6 +67,8 @@ pub(crate) struct World {
     /// Requests of each node, and whether it takes any.
     pub(crate) running: RefCell<Vec<u32>>,
     pub(crate) draining: RefCell<Vec<bool>>,
+    /// How many processes have been killed and are not gone yet.
+    pub(crate) dying: Cell<usize>,
     pub(crate) figures: Cell<Figures>,
     rng: RefCell<ChaCha8Rng>,
     began: Instant,
@@ -105,6 +107,7 @@ impl World {
             control: RefCell::new(control),
             running: RefCell::new(vec![0; nodes.len()]),
             draining: RefCell::new(vec![false; nodes.len()]),
+            dying: Cell::new(0),
             nodes: RefCell::new(nodes),
             truth: RefCell::new(truth),
             rates: Cell::new((plan.lost, plan.twice)),
@@ -327,7 +330,7 @@ async fn whole_story(world: &Rc<World>) {
 async fn heal(world: &Rc<World>) {
     world.note(|| "the faults end".into());
     world.calm.set(Some(Instant::now()));
-    while world.draining.borrow().contains(&true) {
+    while world.draining.borrow().contains(&true) || world.dying.get() > 0 {
         sleep(Duration::from_millis(50)).await;
     }
     node::stop(world, NODES).await;
