@@ -29,7 +29,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`cell`], [`histogram`], [`progress`] | pure: what rows are made of |
-//! | [`event`], [`fold`] | pure: usage events → rows |
+//! | [`fold`] | pure: usage events → rows |
 //! | [`schema`] | the tables, as SQL |
 //! | [`query`], [`read`] | what may be asked, as SQL; reading either backend |
 //! | [`lines`] | hourly rows out of it, for reports |

@@ -6,7 +6,7 @@
 //!
 //! This budget has one window for ever, so what a dead node leaves charged does not go with a window's end, as elsewhere. What a life has
 //! out is freed when it is released ([`super::lease`]); what it said it had spent, or what is charged in doubt, and no event ever came of,
-//! by [`release`]. After either the ledger may still count what no lease has reported: that is settled with the count, so it stays counted.
+//! by `release`. After either the ledger may still count what no lease has reported: that is settled with the count, so it stays counted.
 
 use std::sync::Arc;
 

@@ -80,7 +80,7 @@ pub struct Book {
     pub outstanding: i128,
     /// To be leased. Below zero after a limit was lowered under what is out, or when a request cost more than its hold.
     pub free: i128,
-    /// The part of `settled` of incarnations that are closed, less what was [`released`](Book::release), and what is [`ahead`](Book::count).
+    /// The part of `settled` of incarnations that are closed, less what was `released`, and what is `ahead`.
     pub closed: i128,
     /// The part of `closed` that no record says was spent: charged because a disk may have lost the records.
     pub doubtful: i128,
