@@ -20,6 +20,7 @@ pub(crate) fn provider(id: &str, dialect: Dialect, base_url: &str) -> Provider {
         auth: AuthScheme::None,
         private_network: true,
         stream_usage: dialect == Dialect::OpenAi,
+        output_cap: None,
         bills_after_cancel: false,
         on_disconnect: None,
         connect_timeout_ms: 1_000,

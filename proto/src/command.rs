@@ -25,7 +25,7 @@ use tollway_shared::tenant::{ApiKey, KeyDigest, Organization, Project, Team};
 use tollway_shared::time::UnixMillis;
 use tollway_shared::window::Span;
 
-pub use self::spend::{RecordSpend, UsageCell, UsageSums};
+pub use self::spend::{RecordSpend, Spent, UsageCell, UsageSums};
 use crate::lease::{LeaseAnswer, LeaseCall};
 
 /// A log entry in its stored form.
@@ -158,6 +158,8 @@ pub struct MoveCredit {
     pub made: CreditMove,
     /// The payment's own id, or one of ours: it moves money once.
     pub reference: String,
+    /// The reference of the payment that is given back, where that is known.
+    pub payment: Option<String>,
     /// Why, for people.
     pub reason: String,
 }

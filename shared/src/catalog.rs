@@ -39,6 +39,25 @@ pub enum AuthScheme {
     None,
 }
 
+/// The member of an OpenAI request that caps its answer. Servers know one of the two names or both, and may ignore the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutputCap {
+    /// `max_tokens`, the older name.
+    MaxTokens,
+    /// `max_completion_tokens`.
+    MaxCompletionTokens,
+}
+
+impl OutputCap {
+    /// The member's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::MaxTokens => "max_tokens",
+            Self::MaxCompletionTokens => "max_completion_tokens",
+        }
+    }
+}
+
 /// What becomes of an answer whose caller hangs up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OnDisconnect {
@@ -65,6 +84,21 @@ pub fn on_disconnect(endpoint: &Endpoint, provider: &Provider) -> OnDisconnect {
     })
 }
 
+/// The name under which a provider of the OpenAI dialect is sent the cap of an answer: its own setting, or else by its host. OpenAI's
+/// own models refuse the older name where they reason; many other servers know only that.
+pub fn output_cap(provider: &Provider) -> OutputCap {
+    let by_host = || {
+        let host = provider.base_url.split("//").nth(1).unwrap_or_default();
+        let host = host.split(['/', ':']).next().unwrap_or_default();
+        if host.ends_with(".openai.com") || host.ends_with(".openai.azure.com") {
+            OutputCap::MaxCompletionTokens
+        } else {
+            OutputCap::MaxTokens
+        }
+    };
+    provider.output_cap.unwrap_or_else(by_host)
+}
+
 /// A company or server that answers model requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provider {
@@ -82,6 +116,8 @@ pub struct Provider {
     pub private_network: bool,
     /// Whether streamed requests may carry `stream_options.include_usage`.
     pub stream_usage: bool,
+    /// The name that it knows for the cap of an answer. None: by its host, see [`output_cap`].
+    pub output_cap: Option<OutputCap>,
     /// Whether the provider keeps generating, and billing, after a request is cancelled.
     pub bills_after_cancel: bool,
     /// What becomes of an answer whose caller hangs up, unless the endpoint says so itself. None: it is read on where the provider

@@ -15,6 +15,7 @@
 //! | [`lease`] | how a budget holds on many nodes: slices granted, held, settled |
 //! | [`snapshot`] | what a node routes on: an indexed, read-only view of one revision |
 //! | [`fault`] | the error table of the public API |
+//! | [`wording`] | what a reader of JSON says, in plain words |
 //! | [`settings`] | numbers and log filters in configuration files that cannot be |
 //! | [`key_text`], [`seal`], [`secret`] | the text form of keys, sealing at rest, redaction |
 
@@ -39,3 +40,4 @@ pub mod time;
 pub mod tokens;
 pub mod webhook;
 pub mod window;
+pub mod wording;

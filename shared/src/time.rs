@@ -59,6 +59,13 @@ impl Day {
         Period::Monthly.window(self.start()).0.day()
     }
 
+    /// The month it lies in: `2026-11`.
+    pub fn month_text(self) -> String {
+        let mut text = self.to_string();
+        text.truncate(text.len().saturating_sub("-22".len()));
+        text
+    }
+
     /// Reads `2026-11-22`.
     pub fn parse(text: &str) -> Option<Self> {
         let date = text.parse::<jiff::civil::Date>().ok()?;
@@ -129,6 +136,7 @@ mod tests {
         assert_eq!(instant.rfc3339(), "2026-11-22T18:21:04.125Z");
         assert_eq!(instant.day().to_string(), "2026-11-22");
         assert_eq!(Day::parse("2026-11-22"), Some(instant.day()));
+        assert_eq!(instant.day().month_text(), "2026-11");
         assert_eq!(instant.http_date(), "Sun, 22 Nov 2026 18:21:04 GMT");
     }
 

@@ -230,7 +230,7 @@ async fn postgres_has_each_event_once_whatever_breaks_and_answers_as_sqlite_does
         Replica::start(dir.path(), shared()),
         Replica::start(dir.path(), shared()),
     );
-    let control = connect(&server(&postgres)).await.unwrap();
+    let control = connect(&server(&postgres), PATIENCE).await.unwrap();
     let cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                WHERE application_name = 'tollway-control' AND pid <> pg_backend_pid()";
     for part in 1..=4 {
@@ -394,7 +394,7 @@ async fn reconciles(postgres: &Postgres, two: &Replica, file: &Replica, dir: &Pa
     }
     let tampered = "UPDATE rollup SET charge = charge + 5, billed = billed - 2 \
                     WHERE (hour, series) = (SELECT hour, series FROM rollup LIMIT 1)";
-    let control = connect(&server(postgres)).await.unwrap();
+    let control = connect(&server(postgres), PATIENCE).await.unwrap();
     assert_eq!(control.execute(tampered, &[]).await.unwrap(), 1);
     let checked = check(&two.billing, &mut log.0.subscribe(), all.0, all.1)
         .await

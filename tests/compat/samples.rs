@@ -4,7 +4,7 @@ mod catalog;
 
 use tollway_proto::command::{
     Admin, Command, Entry, Idempotency, InitCluster, JoinKind, JoinToken, MoveCredit, NodeRecord, PutBilling,
-    PutBudget, RecordSpend, ReleaseCredit, Role, UsageCell, UsageSums,
+    PutBudget, RecordSpend, ReleaseCredit, Role, Spent, UsageCell, UsageSums,
 };
 use tollway_proto::lease::LeaseCall;
 use tollway_proto::spool::{
@@ -237,7 +237,11 @@ fn spend() -> RecordSpend {
         partition: 0,
         from: 0,
         to: 2,
-        sums: vec![(cell, sums)],
+        sums: vec![Spent {
+            cell,
+            revision: REVISION,
+            sums,
+        }],
         writers: vec![(WriterId(u128::MAX), 2)],
     }
 }
@@ -309,6 +313,7 @@ pub(crate) fn commands() -> Vec<Command> {
                 amount: NanoUsd(10_000_000_000),
             },
             reference: "pay-1".into(),
+            payment: None,
             reason: "first".into(),
         }),
         Command::PutPaymentSecrets(vec![sealed()]),

@@ -297,6 +297,7 @@ fn catalog_commands() -> Vec<Command> {
             auth: AuthScheme::Bearer,
             private_network: false,
             stream_usage: true,
+            output_cap: None,
             bills_after_cancel: false,
             on_disconnect: None,
             connect_timeout_ms: 1000,

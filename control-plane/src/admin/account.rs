@@ -186,6 +186,9 @@ async fn get_fees(Shared(api): Shared<Arc<Api>>, read: Read) -> Result<Answer<Fe
 #[utoipa::path(put, path = "/fees", tag = "credits", request_body = Fees, responses((status = 200, body = Fees)),
     security(("admin_key" = ["owner", "admin"])))]
 async fn put_fees(Shared(api): Shared<Arc<Api>>, write: Write<Fees>) -> Result<Answer<Fees>, Fault> {
+    if let Some((field, why)) = write.body.unsound() {
+        return Err(Fault::at(ProblemCode::Invalid, field, format!("`{field}` {why}")));
+    }
     let receipt = api
         .write(write.head, Command::PutFees(write.body.clone().into()))
         .await?;
@@ -219,6 +222,7 @@ impl Api {
             organization: organization.clone(),
             made,
             reference: text.clone(),
+            payment: None,
             reason,
         });
         let (receipt, first) = self.write_once(head, command, OneText { text }).await?;
@@ -255,6 +259,17 @@ pub(super) fn must_be_known(state: &State, id: &OrganizationId) -> Result<(), Fa
     known
         .then_some(())
         .ok_or_else(|| Fault::not_found("organization", id))
+}
+
+/// The same of one that a report is narrowed to, if it is.
+pub(super) fn must_be_of(state: &State, organization: Option<&OrganizationId>) -> Result<(), Fault> {
+    let Some(id) = organization else {
+        return Ok(());
+    };
+    must_be_known(state, id).map_err(|fault| {
+        let problem = fault.problem();
+        Fault::at(ProblemCode::NotFound, "organization", problem.detail)
+    })
 }
 
 fn legs(legs: impl IntoIterator<Item = credit::Leg>) -> Vec<Leg> {

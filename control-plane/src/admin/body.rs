@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tollway_proto::admin::problem::ProblemCode;
+use tollway_shared::wording;
 
 use super::fault::Fault;
 
@@ -33,9 +34,9 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, bytes_max: usize)
     Ok(bytes)
 }
 
-/// Reads a body of at most [`BODY_BYTES_MAX`] that is text.
-pub(crate) async fn read_text(headers: &HeaderMap, body: Body) -> Result<String, Fault> {
-    let bytes = read_bounded(headers, body, BODY_BYTES_MAX).await?;
+/// Reads a body of at most so many bytes that is text.
+pub(crate) async fn read_text(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<String, Fault> {
+    let bytes = read_bounded(headers, body, bytes_max).await?;
     String::from_utf8(bytes.into())
         .map_err(|_| Fault::new(ProblemCode::InvalidRequest, "the body is not UTF-8"))
 }
@@ -116,8 +117,16 @@ pub(crate) fn parse_frame<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault>
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         // For a number where a word is expected the reader says that there is no value; the body is JSON all the same.
-        let json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_ok();
-        body_fault(&path, error.inner(), json)
+        let json: Option<Value> = serde_json::from_slice(bytes).ok();
+        let is_json = json.is_some();
+        // Read as a value, it says what is wanted.
+        let again = json
+            .filter(|_| !error.inner().is_data())
+            .map(serde_path_to_error::deserialize::<_, T>);
+        match again {
+            Some(Err(told)) => body_fault(&told.path().to_string(), told.inner(), is_json),
+            _ => body_fault(&path, error.inner(), is_json),
+        }
     })?;
     reader.end().map_err(|error| body_fault(".", &error, false))?;
     Ok(value)
@@ -131,10 +140,7 @@ fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
             format!("the body is not JSON: {text}"),
         );
     }
-    // Without the reader's " at line 1 column 7": the field says where.
-    let what = text
-        .rsplit_once(" at line ")
-        .map_or(text.as_str(), |(what, _)| what);
+    let what = wording::without_place(&text);
     let quoted = |start: &str| what.strip_prefix(start)?.split('`').next();
     let inside = |name: &str| match path.trim_matches('.') {
         "" => name.to_owned(),
@@ -161,12 +167,12 @@ fn body_fault(path: &str, error: &serde_json::Error, json: bool) -> Fault {
     }
     let field = path.trim_matches('.');
     let field = if field.is_empty() { "body" } else { field };
-    let what = if error.is_data() {
-        what
-    } else {
-        "is of the wrong type"
+    let what = match (error.is_data(), wording::must_be(what)) {
+        (true, Some(plain)) => format!(" {plain}"),
+        (true, None) => format!(": {what}"),
+        (false, _) => " is of the wrong type".to_owned(),
     };
-    Fault::at(ProblemCode::Invalid, field, format!("`{field}`: {what}"))
+    Fault::at(ProblemCode::Invalid, field, format!("`{field}`{what}"))
 }
 
 /// The first field that was sent as a list and read as an object, its fields in their order.
@@ -250,6 +256,44 @@ mod tests {
         let taken = |body: &str| parse_body::<KeyLabels>(body.as_bytes()).is_ok();
         assert!(taken(r#"{"labels": {"url": "team-a", "a.url": "b"}}"#));
         assert!(!taken(r#"{"labels": {"reason": "a\nb"}}"#));
+    }
+
+    #[test]
+    fn no_value_of_a_wrong_type_is_told_back() {
+        use tollway_proto::admin::account::PaymentSecrets;
+        use tollway_proto::admin::catalog::CredentialPut;
+        type Detail = fn(&str) -> Option<String>;
+        let secrets: Detail = |body| {
+            let parsed = parse_body::<PaymentSecrets>(body.as_bytes());
+            parsed.err().map(|fault| fault.problem().detail)
+        };
+        let credential: Detail = |body| {
+            let parsed = parse_body::<CredentialPut>(body.as_bytes());
+            parsed.err().map(|fault| fault.problem().detail)
+        };
+        let list = "`secrets` must be a list, not a string";
+        let text = "`secret` must be a string, not a number";
+        for (parse, body, detail) in [
+            (secrets, r#"{"secrets": "whsec_4242"}"#, list),
+            (
+                secrets,
+                r#"{"secrets": "4242, expected \"4242\" at line 7"}"#,
+                list,
+            ),
+            (
+                secrets,
+                r#"{"secrets": [4242]}"#,
+                "`secrets[0]` must be a string, not a number",
+            ),
+            (credential, r#"{"secret": 4242}"#, text),
+            (
+                credential,
+                r#"{"secret": "s", "regions": "4242"}"#,
+                "`regions` must be a list, not a string",
+            ),
+        ] {
+            assert_eq!(parse(body).as_deref(), Some(detail), "{body}");
+        }
     }
 
     #[test]

@@ -81,8 +81,12 @@ async fn raise(
 ) -> Result<Answer<Budget>, Fault> {
     let budget: BudgetId = path_id("id", &id)?;
     let author = AdminId::trusted(write.head.actor.as_str());
-    let unit = stored(&api.cluster.state(), &budget)?.value.terms.unit;
-    let raise = write.body.into_stored(unit, author).map_err(wrong)?;
+    let state = api.cluster.state();
+    let terms = &stored(&state, &budget)?.value.terms;
+    let raise = write
+        .body
+        .into_stored(terms, author, clock::now())
+        .map_err(wrong)?;
     let command = Command::RaiseBudget {
         budget: budget.clone(),
         raise,

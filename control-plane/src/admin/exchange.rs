@@ -329,3 +329,16 @@ impl Api {
         Ok((receipt, made))
     }
 }
+
+/// Runs what reads and computes, away from the threads that answer.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|fault| {
+        tracing::error!(error = %fault, "making an answer failed");
+        Err(Fault::new(
+            ProblemCode::Internal,
+            "this replica failed to make the answer",
+        ))
+    })
+}

@@ -73,6 +73,12 @@ impl IntoResponse for Fault {
     }
 }
 
+impl From<Problem> for Fault {
+    fn from(problem: Problem) -> Self {
+        Self(Box::new(problem))
+    }
+}
+
 impl From<ProposeFault> for Fault {
     fn from(fault: ProposeFault) -> Self {
         let code = match fault {

@@ -135,12 +135,7 @@ async fn revoke_key(
 ) -> Result<Answer<Key>, Fault> {
     let id: ApiKeyId = path_id("id", &id)?;
     let receipt = api.write(write.head, Command::RevokeKey(id.clone())).await?;
-    let state = api.after(&receipt).await;
-    let kept = state
-        .keys
-        .get(&id)
-        .ok_or_else(|| Fault::not_found("API key", &id))?;
-    Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
+    api.key_after(&receipt, &id).await
 }
 
 /// Sets the labels of an API key, in place of those it has.
@@ -157,15 +152,20 @@ async fn label_key(
         labels: write.body.labels,
     };
     let receipt = api.write(write.head, command).await?;
-    let state = api.after(&receipt).await;
-    let kept = state
-        .keys
-        .get(&id)
-        .ok_or_else(|| Fault::not_found("API key", &id))?;
-    Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
+    api.key_after(&receipt, &id).await
 }
 
 impl Api {
+    /// A key as a write has left it.
+    async fn key_after(&self, receipt: &Receipt, id: &ApiKeyId) -> Result<Answer<Key>, Fault> {
+        let state = self.after(receipt).await;
+        let kept = state
+            .keys
+            .get(id)
+            .ok_or_else(|| Fault::not_found("API key", id))?;
+        Ok(Answer::of(receipt.revision, Key::of(&kept.value, kept.revision)))
+    }
+
     /// A new inference key: its text and what is stored of it.
     fn mint_key(&self) -> (String, KeyMark) {
         let text = key_text::mint(KeyKind::Inference, &super::entropy());

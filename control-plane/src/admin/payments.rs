@@ -1,12 +1,14 @@
 //! What payment systems tell: signed as Standard Webhooks say, believed by the secrets in the replicated state, booked once.
 //!
 //! A message may come as often as its sender likes: the reference of what was paid, or of what was given back, or else the message's own
-//! id, moves money once. What was given back is a fact: it is booked also when the credit is spent, and the organization owes it.
+//! id, moves money once. What was given back is a fact: it is booked also when the credit is spent, and the organization owes it. It is no
+//! more than was paid, as far as the payment is known.
 
 use std::sync::Arc;
 
 use axum::extract::{Request, State as Shared};
 use axum::http::HeaderMap;
+use serde::{Deserialize, Serialize};
 use tollway_proto::admin::account::{Payment, PaymentEvent, PaymentSecrets, PaymentSenders, PaymentTaken};
 use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::command::{Command, MoveCredit};
@@ -26,8 +28,16 @@ use crate::state::credit::SECRETS_MAX;
 
 /// Who books what payment systems tell.
 const ACTOR: &str = "payments";
+/// What is booked.
+const CURRENCY: &str = "USD";
 /// What secrets are sealed for.
 const SEALED_FOR: &[u8] = b"payment-webhook";
+
+/// A message that is not ignored, as far as it is read: errors name fields as the sender wrote them.
+#[derive(Serialize, Deserialize)]
+struct Paid {
+    data: Payment,
+}
 
 /// Sets the secrets of senders of payments, in place of those before. None: no payment is believed.
 #[utoipa::path(put, path = "/webhooks/payments", tag = "credits", request_body = PaymentSecrets,
@@ -61,7 +71,7 @@ async fn take_payment(
 ) -> Result<Answer<PaymentTaken>, Fault> {
     let (parts, body) = request.into_parts();
     let body = read_body(&parts.headers, body, BODY_BYTES_MAX).await?;
-    let id = api.believed(&parts.headers, &body)?;
+    let id = api.believed(&parts.headers, &body).await?;
     let event: PaymentEvent = parse_body(&body)?;
     let is_refund = match event.kind.as_str() {
         "payment.succeeded" => false,
@@ -71,8 +81,16 @@ async fn take_payment(
             return Ok(Answer::of(revision, PaymentTaken { transfer: None }));
         }
     };
-    let data = serde_json::to_vec(&event.data).unwrap_or_default();
-    let payment: Payment = parse_body(&data)?;
+    if !event.data.is_object() {
+        let detail = "`data` must be a JSON object: `{…}`";
+        return Err(Fault::at(ProblemCode::Invalid, "data", detail));
+    }
+    let Paid { data: payment } = parse_body(&body)?;
+    let currency = payment.currency.as_deref().unwrap_or(CURRENCY);
+    if !currency.eq_ignore_ascii_case(CURRENCY) {
+        let detail = format!("`data.currency` must be `{CURRENCY}`: accounts are in US dollars");
+        return Err(Fault::at(ProblemCode::Invalid, "data.currency", detail));
+    }
     let amount = payment.amount.0;
     let made = if is_refund {
         CreditMove::TakenBack { amount }
@@ -80,10 +98,15 @@ async fn take_payment(
         let method = payment.method.map_or(PayMethod::Card, PayMethod::from);
         CreditMove::TopUp { method, amount }
     };
-    for (field, text) in [("reference", &payment.reference), ("refund", &payment.refund)] {
+    let texts = [
+        ("data.reference", &payment.reference),
+        ("data.refund", &payment.refund),
+    ];
+    for (field, text) in texts {
         within(field, text.as_deref().unwrap_or("-"), 1, REFERENCE_BYTES_MAX)?;
     }
     within("webhook-id", &id, 1, REFERENCE_BYTES_MAX)?;
+    let paid = payment.reference.clone().filter(|_| is_refund);
     // A payment may be given back in parts, so its own reference does not tell one refund from the next.
     let (reference, reason) = match (payment.reference, payment.refund) {
         (paid, refund) if is_refund => (
@@ -102,20 +125,46 @@ async fn take_payment(
         organization: payment.organization.0,
         made,
         reference: reference.clone(),
+        payment: paid,
         reason,
     });
-    let receipt = api.write(head, command).await?;
+    let receipt = api.write(head, command).await.map_err(Fault::in_data)?;
     let state = api.after(&receipt).await;
     let booked = state.payments.get(&reference);
     let transfer = booked.map(|booked| format!("{}/{}", booked.organization, booked.sequence));
     Ok(Answer::of(receipt.revision, PaymentTaken { transfer }))
 }
 
+impl Fault {
+    /// The refusal of a movement, by the names of the message that asks for it.
+    fn in_data(self) -> Self {
+        let mut problem = self.problem();
+        if let Some(field) = problem.field.take() {
+            let named = format!("data.{field}");
+            let detail = problem
+                .detail
+                .replacen(&format!("`{field}`"), &format!("`{named}`"), 1);
+            (problem.detail, problem.field) = (detail, Some(named));
+        }
+        Self::from(problem)
+    }
+}
+
 impl Api {
     /// The id of a message that one of the known senders has signed just now.
-    fn believed(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, Fault> {
+    ///
+    /// A secret may have been removed at another replica a moment ago, so the newest ones decide; what strangers send makes no replica ask
+    /// for them.
+    async fn believed(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, Fault> {
+        self.check_signature(headers, body)?;
+        self.newest().await?;
+        self.check_signature(headers, body)
+    }
+
+    /// The id of a message that is signed with one of the secrets that this replica knows.
+    fn check_signature(&self, headers: &HeaderMap, body: &[u8]) -> Result<String, Fault> {
         let refused = |detail: String| Fault::new(ProblemCode::Unauthenticated, detail);
-        let state = self.cluster.state();
+        let state = self.state();
         if state.payment_secrets.is_empty() {
             return Err(refused("no sender of payments is known here".to_owned()));
         }

@@ -12,7 +12,7 @@ use tollway_shared::time::Day;
 use super::progress::Progress;
 use super::reconcile::{Reconciliation, compare, question};
 use super::{Billing, StoreFault};
-use crate::report::fee;
+use crate::report::fee::{self, Apart};
 use crate::state::State;
 use crate::state::usage::DAYS_KEPT;
 
@@ -41,6 +41,8 @@ pub struct Checked {
     pub to: Day,
     /// The replicated sums.
     pub state: Arc<State>,
+    /// What of the accounts does not agree with the replicated sums.
+    pub apart: Vec<Apart>,
     /// How far the store was.
     pub progress: Vec<Progress>,
 }
@@ -78,7 +80,12 @@ pub async fn check(
         .fold(from, Day::max);
     let answer = billing.query(&question(from, to)).await?;
     drop(holder);
-    let found = compare(&state, from, to, &answer.groups);
+    let summed = state.clone();
+    let (found, apart) = tokio::task::spawn_blocking(move || {
+        let found = compare(&summed, from, to, &answer.groups);
+        (found, fee::apart(&summed))
+    })
+    .await?;
     counter!(CHECKS_TOTAL).increment(1);
     if found.differing > 0 {
         let (differing, drift) = (found.differing, found.drift);
@@ -89,7 +96,7 @@ pub async fn check(
             "the billing store and the replicated sums differ"
         );
     }
-    if let Some(apart) = fee::apart(&state).first() {
+    if let Some(apart) = apart.first() {
         tracing::error!(?apart, "an account and the usage that it was charged for differ");
     }
     Ok(Checked {
@@ -97,6 +104,7 @@ pub async fn check(
         from,
         to,
         state,
+        apart,
         progress: answer.progress,
     })
 }

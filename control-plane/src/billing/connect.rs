@@ -22,8 +22,6 @@ use super::postgres::schema;
 
 /// How long a connection may take to open.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How long the server may work on one statement.
-const STATEMENT_MS: u64 = 60_000;
 
 /// Where PostgreSQL is, and how to reach it.
 #[derive(Clone)]
@@ -94,7 +92,9 @@ impl Server {
 }
 
 /// Opens a connection. Its other half ends by itself when the client is dropped.
-pub async fn connect(server: &Server) -> Result<Client, StoreFault> {
+///
+/// - `within`: how long the server may work on one statement. It goes on for so long, too, when nobody waits for the answer any more.
+pub async fn connect(server: &Server, within: Duration) -> Result<Client, StoreFault> {
     let opening = server.config.connect(server.tls.clone());
     let (client, connection) = tokio::time::timeout(CONNECT_WITHIN, opening)
         .await
@@ -104,12 +104,16 @@ pub async fn connect(server: &Server) -> Result<Client, StoreFault> {
             tracing::debug!(error = %fault, "a connection to PostgreSQL ended");
         }
     });
-    let settings = format!(
-        "SET search_path TO {}; SET statement_timeout TO {STATEMENT_MS}; SET timezone TO 'UTC'",
-        schema()
-    );
-    client.batch_execute(&settings).await?;
+    client.batch_execute(&settings(within)).await?;
     Ok(client)
+}
+
+fn settings(within: Duration) -> String {
+    format!(
+        "SET search_path TO {}; SET statement_timeout TO {}; SET timezone TO 'UTC'",
+        schema(),
+        within.as_millis()
+    )
 }
 
 /// TLS for the library. Thirty lines instead of a crate that brings an X.509 parser for channel binding, which we do not use.
@@ -177,5 +181,19 @@ impl AsyncWrite for Encrypted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_works_on_a_statement_no_longer_than_it_is_told() {
+        let settings = settings(Duration::from_secs(20));
+        assert!(
+            settings.contains("; SET statement_timeout TO 20000;"),
+            "{settings}"
+        );
     }
 }

@@ -43,8 +43,8 @@ pub struct Batch<'a> {
     pub from: i64,
     /// The offset after its last record.
     pub to: i64,
-    /// The oldest end of a request in it; `None` without events.
-    pub oldest: Option<UnixMillis>,
+    /// About when what the store has of the partition begins, after it: see [`Progress`](super::progress::Progress).
+    pub begins: Option<UnixMillis>,
     /// The log's time after it: the newest end of a request so far.
     pub newest: UnixMillis,
     /// How far the writers that occur in it have been counted after it.
@@ -64,6 +64,8 @@ pub struct Batch<'a> {
 pub struct Reached {
     /// The offset of the next record.
     pub offset: i64,
+    /// About when what the store has begins, once that is known.
+    pub begins: Option<UnixMillis>,
     /// The log's time: the newest end of a request so far.
     pub newest: UnixMillis,
 }
@@ -84,7 +86,7 @@ pub fn fold<'a>(
         partition,
         from: reached.offset,
         to: reached.offset,
-        oldest: None,
+        begins: reached.begins,
         newest: reached.newest,
         marks: BTreeMap::new(),
         series: HashMap::new(),
@@ -120,7 +122,6 @@ pub fn fold<'a>(
             Ok((sums, as_said)) => {
                 batch.report.events += 1;
                 batch.report.mismatches += u64::from(!as_said);
-                batch.oldest = Some(batch.oldest.map_or(finished, |oldest| oldest.min(finished)));
                 batch.count(record.offset, event, sums, &mut text);
             }
             Err(why) => {
@@ -128,6 +129,12 @@ pub fn fold<'a>(
                 batch.report.note(record.offset, &why);
             }
         }
+    }
+    // What was gone before the first events ended before them, whenever it was found to be gone.
+    let nothing_yet = reached.begins.is_none() || reached.newest == UnixMillis::default();
+    if nothing_yet && !batch.rows.is_empty() {
+        let end = batch.newest;
+        batch.begins = Some(reached.begins.map_or(end, |begins| begins.min(end)));
     }
     batch.marks = marks.moved();
     batch

@@ -31,7 +31,9 @@ use crate::report::line::{HOUR_MS, Line};
 const HOURS_AT_ONCE: [i64; 2] = [24, 1];
 /// Rows that PostgreSQL sends at once.
 const ROWS_AT_ONCE: i32 = 500;
-/// How long PostgreSQL may take for one answer: longer than it may work on a statement.
+/// How long PostgreSQL may work on one statement.
+const STATEMENT_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take for one answer: longer than it may work on a statement.
 const ANSWER_WITHIN: Duration = Duration::from_secs(90);
 
 /// Why lines cannot be read.
@@ -125,7 +127,7 @@ fn of_server<B>(
     mut each: impl FnMut(Line) -> ControlFlow<B>,
 ) -> Result<ControlFlow<B>, ReadFault> {
     let runtime = Handle::current();
-    let mut client = answer(&runtime, connect(server))?;
+    let mut client = answer(&runtime, connect(server, STATEMENT_WITHIN))?;
     let opening = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)

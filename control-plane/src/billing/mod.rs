@@ -3,7 +3,8 @@
 //! The replicated state holds what budgets need, sums by day; this holds the rest. It is written by [`tail`], which reads the whole usage
 //! log on its own: on every replica for SQLite (each has its copy), on one at a time for PostgreSQL (all share it). Rows and the log's
 //! offset move in one transaction, so each event is in it once whatever crashes; the rule of what is new is that of the replicated sums
-//! ([`judge`](crate::ledger::judge)). It may be thrown away: what the usage log still holds comes back, row by row the same.
+//! ([`judge`](crate::ledger::judge)). It may be thrown away: what the usage log still holds comes back, row by row the same. A SQLite
+//! file that is damaged or of another shape is renamed, not removed.
 //!
 //! # Tables
 //!
@@ -16,7 +17,7 @@
 //! | `series` | one combination of [`Dimension`](cell::Dimension)s | `id`, the dimensions, `prices` (those of the price version, as the usage event's JSON) |
 //! | `generation` | an event, for `billing.generations_days` | `id` (as they came), `series`, what [`GENERATION`](schema::GENERATION) lists, and the sums that one event has |
 //! | `usage_by_hour` (view) | as `rollup` | with the dimensions instead of `series`: the one to query by hand |
-//! | `progress` | a partition of the usage log | `first_offset`, `next_offset`, `oldest_at` of the first stretch, `newest_at` so far |
+//! | `progress` | a partition of the usage log | `first_offset`, `next_offset`, `oldest_at` (about when what it has begins), `newest_at` so far |
 //! | `writer` | a writer in a partition | its highest `sequence`, and when that was by the log's time |
 //! | `meta` | a fact of the store | `cluster`; in PostgreSQL also the `schema` number |
 //!
@@ -180,7 +181,7 @@ pub enum StoreFault {
     /// Another replica writes it.
     #[error("another replica writes the billing store; ask that one")]
     Elsewhere,
-    /// A file cannot be removed.
+    /// A file cannot be removed or renamed.
     #[error("the billing store {0}: {1}")]
     File(PathBuf, std::io::Error),
     /// The store was made for another cluster.
@@ -228,15 +229,15 @@ pub struct Freshness {
     pub progress: Progress,
     /// What the log has beyond that, when it was last measured: events on Kafka, bytes in the embedded log.
     pub lag: Option<i64>,
-    /// When that was, if everything that had been read by then was in the store.
+    /// When the log was last seen to have nothing beyond the store, at whatever time that was.
     pub measured_at: Option<UnixMillis>,
 }
 
 impl Freshness {
     /// An instant of which everything that was in the partition is in the store.
     pub fn as_of(&self) -> Option<UnixMillis> {
-        let newest = self.progress.oldest.map(|_| self.progress.newest);
-        newest.max(self.measured_at.filter(|_| self.lag == Some(0)))
+        let newest = self.progress.newest_end();
+        newest.max(self.measured_at)
     }
 }
 

@@ -22,7 +22,7 @@ use super::cell::{Cell, Digest, Dimension, Series, Sum};
 use super::connect::{Server, connect};
 use super::fold::{Batch, Row};
 use super::progress::{Book, Progress};
-use super::schema::{GENERATION, GENERATION_SUMS, PROGRESS, SCHEMA, Sql, WRITER, listed, names};
+use super::schema::{GENERATION, GENERATION_SUMS, PROGRESS, SCHEMA, SKIPS, Sql, WRITER, listed, names};
 use crate::ledger::event::{self, Str};
 
 /// The advisory lock of whoever writes: `toll`, and the number of the shape.
@@ -63,7 +63,7 @@ impl Writer {
     }
 
     async fn opened(runtime: &Handle, server: &Server, cluster: &str) -> Result<Opened, StoreFault> {
-        let mut client = connect(server).await?;
+        let mut client = connect(server, WITHIN).await?;
         let locked = client
             .query_one("SELECT pg_try_advisory_lock($1, $2)", &[&LOCK.0, &LOCK.1])
             .await?;
@@ -145,12 +145,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    /// Notes that the log has lost a partition's records from the next one on (the first, of a partition that is not in the store) up to
+    /// `to`, all of them of before `at`.
     pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
-        let text = "UPDATE progress SET first_offset = $2, next_offset = $2, oldest_at = $3 WHERE log_partition = $1 AND next_offset < $2";
+        let text = format!(
+            "INSERT INTO progress ({}) VALUES ($1, $2, $2, $3, 0) {SKIPS}",
+            names(&PROGRESS)
+        );
         self.runtime.block_on(within(async {
             let partition = i64::from(partition);
-            self.client.execute(text, &[&partition, &to, &at.0]).await?;
+            self.client.execute(&text, &[&partition, &to, &at.0]).await?;
             Ok(())
         }))
     }
@@ -158,11 +162,12 @@ impl Writer {
     /// Removes the oldest generations that ended before an instant, and returns whether there may be more.
     pub fn forget(&mut self, before: UnixMillis) -> Result<bool, StoreFault> {
         let removed = self.runtime.block_on(within(async {
-            // They are numbered as they came, which is nearly the order of their ends.
+            // They are numbered as they came, which is nearly the order of their ends: some that stay do not end the search, a whole
+            // step does.
             let text = "DELETE FROM generation WHERE id IN (SELECT id FROM generation ORDER BY id LIMIT $1) AND finished_at < $2";
             Ok(self.client.execute(text, &[&FORGET_ROWS, &before.0]).await?)
         }))?;
-        Ok(removed == FORGET_ROWS.unsigned_abs())
+        Ok(removed > 0)
     }
 
     /// Forgets writers that have been silent everywhere since before an instant, as the replicated state does.
@@ -197,7 +202,7 @@ pub(super) async fn progress(
                 partition: partition(row.get(0))?,
                 first: row.get(1),
                 next: row.get(2),
-                oldest: row.get::<_, Option<i64>>(3).map(UnixMillis),
+                begins: row.get::<_, Option<i64>>(3).map(UnixMillis),
                 newest: UnixMillis(row.get(4)),
             })
         })
@@ -359,11 +364,11 @@ async fn write_cells(
 /// Moves the offset with everything else, if nobody else has.
 async fn write_progress(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(), StoreFault> {
     let partition = i64::from(batch.partition);
-    let oldest = batch.oldest.map(|at| at.0);
-    let values: [&(dyn ToSql + Sync); 5] = [&partition, &batch.from, &batch.to, &oldest, &batch.newest.0];
+    let begins = batch.begins.map(|at| at.0);
+    let values: [&(dyn ToSql + Sync); 5] = [&partition, &batch.from, &batch.to, &begins, &batch.newest.0];
     let moved = transaction
         .execute(
-            "UPDATE progress SET next_offset = $3, oldest_at = coalesce(oldest_at, $4), newest_at = $5 \
+            "UPDATE progress SET next_offset = $3, oldest_at = $4, newest_at = $5 \
              WHERE log_partition = $1 AND next_offset = $2",
             &values,
         )

@@ -16,18 +16,25 @@ pub struct Progress {
     pub first: i64,
     /// The offset of the next record.
     pub next: i64,
-    /// The oldest end of a request in the first stretch that had events; behind a gap when that was found.
-    pub oldest: Option<UnixMillis>,
-    /// The newest end of a request so far.
+    /// About when what it has begins: the newest end of a request in the first stretch that had events, since an event that came late
+    /// says nothing of what was gone before it. Behind a gap, when that was found; or sooner, when there was nothing before the gap. It
+    /// matters only where `first` is above 0.
+    pub begins: Option<UnixMillis>,
+    /// The newest end of a request so far; 1970 before the first.
     pub newest: UnixMillis,
 }
 
 impl Progress {
-    /// The first day of which the partition has everything, when its log had lost its beginning: two days after what it had first,
+    /// The newest end of a request so far.
+    pub fn newest_end(&self) -> Option<UnixMillis> {
+        Some(self.newest).filter(|at| *at > UnixMillis::default())
+    }
+
+    /// The first day of which the partition has everything, when its log had lost its beginning: two days after `begins`,
     /// since events of a day may come on the next.
     pub fn whole_from(&self) -> Option<Day> {
-        let oldest = self.oldest.filter(|_| self.first > 0)?;
-        Some(Day(oldest.day().0.saturating_add(2)))
+        let begins = self.begins.filter(|_| self.first > 0)?;
+        Some(Day(begins.day().0.saturating_add(2)))
     }
 }
 
@@ -46,10 +53,11 @@ impl Book {
         self.partitions.get(&partition).map_or(
             Reached {
                 offset: start,
-                newest: UnixMillis::default(),
+                ..Reached::default()
             },
             |progress| Reached {
                 offset: progress.next,
+                begins: progress.begins,
                 newest: progress.newest,
             },
         )
@@ -61,11 +69,17 @@ impl Book {
         self.partitions.values().map(next).collect()
     }
 
-    /// Notes that a partition goes on behind a gap.
+    /// Notes that a partition goes on, or begins, behind a gap.
     pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) {
-        if let Some(progress) = self.partitions.get_mut(&partition) {
-            (progress.first, progress.next, progress.oldest) = (to, to, Some(at));
-        }
+        let newest = self.partitions.get(&partition).map(|progress| progress.newest);
+        let progress = Progress {
+            partition,
+            first: to,
+            next: to,
+            begins: Some(at),
+            newest: newest.unwrap_or_default(),
+        };
+        self.partitions.insert(partition, progress);
     }
 
     /// Notes what has been written.
@@ -74,11 +88,10 @@ impl Book {
             partition: batch.partition,
             first: batch.from,
             next: batch.to,
-            oldest: None,
+            begins: batch.begins,
             newest: batch.newest,
         });
-        progress.oldest = progress.oldest.or(batch.oldest);
-        (progress.next, progress.newest) = (batch.to, batch.newest);
+        (progress.next, progress.begins, progress.newest) = (batch.to, batch.begins, batch.newest);
         for (writer, sequence) in &batch.marks {
             self.marks.insert((batch.partition, *writer), *sequence);
         }

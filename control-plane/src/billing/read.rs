@@ -20,7 +20,7 @@ use tollway_shared::time::UnixMillis;
 
 /// Queries at a time; more wait.
 pub const READERS: usize = 3;
-/// How long a query may take, its wait included.
+/// How long a query may take, its wait included. PostgreSQL works on no statement for longer.
 const WITHIN: Duration = Duration::from_secs(20);
 /// Most rows of one statement.
 pub(super) const ROWS_MAX: usize = 2_000_000;
@@ -176,7 +176,7 @@ fn rows(view: &rusqlite::Connection, wanted: &Statement) -> Result<Table, StoreF
 }
 
 async fn select_server(server: &Server, statements: &[Statement]) -> Result<Vec<Table>, StoreFault> {
-    let mut client = connect(server).await?;
+    let mut client = connect(server, WITHIN).await?;
     let view = client
         .build_transaction()
         .isolation_level(IsolationLevel::RepeatableRead)
@@ -226,7 +226,7 @@ fn progress_of(row: &[Value]) -> Option<Progress> {
         Value::Int(partition),
         Value::Int(first),
         Value::Int(next),
-        oldest,
+        begins,
         Value::Int(newest),
     ] = row
     else {
@@ -236,8 +236,8 @@ fn progress_of(row: &[Value]) -> Option<Progress> {
         partition: i32::try_from(*partition).ok()?,
         first: *first,
         next: *next,
-        oldest: match oldest {
-            Value::Int(oldest) => Some(UnixMillis(*oldest)),
+        begins: match begins {
+            Value::Int(begins) => Some(UnixMillis(*begins)),
             Value::None | Value::Text(_) => None,
         },
         newest: UnixMillis(*newest),

@@ -159,6 +159,10 @@ pub const PROGRESS: [(&str, Kind); 5] = [
     ("newest_at", Kind::Int),
 ];
 
+/// What a row of `progress` that jumps over a gap does to the one there is.
+pub const SKIPS: &str = "ON CONFLICT (log_partition) DO UPDATE SET first_offset = excluded.first_offset, \
+     next_offset = excluded.next_offset, oldest_at = excluded.oldest_at WHERE progress.next_offset < excluded.next_offset";
+
 /// Columns of `writer`.
 pub const WRITER: [(&str, Kind); 4] = [
     ("log_partition", Kind::Int),

@@ -14,7 +14,9 @@ use super::StoreFault;
 use super::cell::{Cell, Digest, Dimension, Sum};
 use super::fold::{Batch, Row};
 use super::progress::{Book, Progress};
-use super::schema::{GENERATION, GENERATION_SUMS, PROGRESS, SCHEMA, Sql, WRITER, listed, names, places};
+use super::schema::{
+    GENERATION, GENERATION_SUMS, PROGRESS, SCHEMA, SKIPS, Sql, WRITER, listed, names, places,
+};
 
 /// How long a statement waits for another connection's lock.
 const BUSY_MS: u64 = 5_000;
@@ -34,17 +36,25 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Opens the file, or makes it where there is none or it has another shape. The flag says that it was made.
+    /// Opens the file, or makes it where there is none or it has another shape: what there was is set aside, as the usage log may not
+    /// hold all of it any more, or it may be somebody else's. The flag says that it was made.
     pub fn open(path: &Path, cluster: &str) -> Result<(Self, bool), StoreFault> {
-        match Self::open_found(path, cluster) {
-            Ok(Some(writer)) => return Ok((writer, false)),
-            Ok(None) => {}
-            Err(fault) if fault.is_damage() => {
-                tracing::warn!(error = %fault, path = %path.display(), "the billing store is damaged; it is made anew from the usage log");
+        if path.exists() {
+            match Self::open_found(path, cluster) {
+                Ok(Ok(writer)) => return Ok((writer, false)),
+                Ok(Err(found)) => {
+                    let kept = set_aside(path, &found.to_string())?;
+                    tracing::warn!(found, wanted = SCHEMA, kept = %kept.display(), "the billing store has another shape; it is set aside and made anew from the usage log");
+                }
+                Err(fault) if fault.is_damage() => {
+                    let kept = set_aside(path, "damaged")?;
+                    tracing::warn!(error = %fault, kept = %kept.display(), "the billing store is damaged; it is set aside and made anew from the usage log");
+                }
+                Err(fault) => return Err(fault),
             }
-            Err(fault) => return Err(fault),
+        } else {
+            remove(path)?; // what belonged to a file that is gone
         }
-        remove(path)?;
         let connection = connect(path, OpenFlags::default())?;
         let tables = Sql::Sqlite.tables().join(";\n");
         connection.execute_batch(&format!("BEGIN;\n{tables};"))?;
@@ -53,15 +63,12 @@ impl Writer {
         Ok((Self::over(connection)?, true))
     }
 
-    fn open_found(path: &Path, cluster: &str) -> Result<Option<Self>, StoreFault> {
-        if !path.exists() {
-            return Ok(None);
-        }
+    /// Opens the file there is; the number of its shape where that is not ours.
+    fn open_found(path: &Path, cluster: &str) -> Result<Result<Self, i64>, StoreFault> {
         let connection = connect(path, OpenFlags::default())?;
         let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if found != SCHEMA {
-            tracing::info!(found, wanted = SCHEMA, path = %path.display(), "the billing store has another shape; it is made anew from the usage log");
-            return Ok(None);
+            return Ok(Err(found));
         }
         let owner: Option<String> = connection
             .query_row("SELECT value FROM meta WHERE name = 'cluster'", [], |row| {
@@ -71,7 +78,7 @@ impl Writer {
         if owner.as_deref() != Some(cluster) {
             return Err(StoreFault::OtherCluster(owner.unwrap_or_default()));
         }
-        Self::over(connection).map(Some)
+        Self::over(connection).map(Ok)
     }
 
     fn over(connection: Connection) -> Result<Self, StoreFault> {
@@ -156,23 +163,25 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    /// Notes that the log has lost a partition's records from the next one on (the first, of a partition that is not in the store) up to
+    /// `to`, all of them of before `at`.
     pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
-        self.connection.execute(
-            "UPDATE progress SET first_offset = ?2, next_offset = ?2, oldest_at = ?3 WHERE log_partition = ?1 AND next_offset < ?2",
-            params![partition, to, at.0],
-        )?;
+        let text = format!(
+            "INSERT INTO progress ({}) VALUES (?1, ?2, ?2, ?3, 0) {SKIPS}",
+            names(&PROGRESS)
+        );
+        self.connection.execute(&text, params![partition, to, at.0])?;
         Ok(())
     }
 
     /// Removes the oldest generations that ended before an instant, and returns whether there may be more.
     pub fn forget(&mut self, before: UnixMillis) -> Result<bool, StoreFault> {
-        // They are numbered as they came, which is nearly the order of their ends.
+        // They are numbered as they came, which is nearly the order of their ends: some that stay do not end the search, a whole step does.
         let removed = self.connection.execute(
             "DELETE FROM generation WHERE id IN (SELECT id FROM generation ORDER BY id LIMIT ?1) AND finished_at < ?2",
             params![FORGET_ROWS, before.0],
         )?;
-        Ok(removed == FORGET_ROWS as usize)
+        Ok(removed > 0)
     }
 
     /// Forgets writers that have been silent everywhere since before an instant, as the replicated state does.
@@ -195,7 +204,7 @@ pub(super) fn progress(connection: &Connection) -> Result<Vec<Progress>, StoreFa
             partition: row.get(0)?,
             first: row.get(1)?,
             next: row.get(2)?,
-            oldest: row.get::<_, Option<i64>>(3)?.map(UnixMillis),
+            begins: row.get::<_, Option<i64>>(3)?.map(UnixMillis),
             newest: UnixMillis(row.get(4)?),
         })
     })?;
@@ -221,21 +230,45 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, StoreFault> {
              PRAGMA journal_size_limit = 67108864;",
         )?;
     }
-    connection.execute_batch("PRAGMA cache_size = -65536; PRAGMA temp_store = MEMORY;")?;
+    // What a reader sorts may be more than there is memory; what the writer does is not.
+    let temporary = if writes { "MEMORY" } else { "FILE" };
+    connection.execute_batch(&format!(
+        "PRAGMA cache_size = -65536; PRAGMA temp_store = {temporary};"
+    ))?;
     Ok(connection)
 }
 
+/// Renames the file and what belongs to it to `<file>.<what>`, in place of what has that name, and returns it.
+fn set_aside(path: &Path, what: &str) -> Result<PathBuf, StoreFault> {
+    let kept = with(path, &format!(".{what}"));
+    remove(&kept)?;
+    // The file last: after a crash in between it is found again.
+    for suffix in ["-shm", "-wal", ""] {
+        unless_absent(path, std::fs::rename(with(path, suffix), with(&kept, suffix)))?;
+    }
+    Ok(kept)
+}
+
 fn remove(path: &Path) -> Result<(), StoreFault> {
-    for suffix in ["", "-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match std::fs::remove_file(PathBuf::from(name)) {
-            Ok(()) => {}
-            Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => {}
-            Err(fault) => return Err(StoreFault::File(path.to_owned(), fault)),
-        }
+    for suffix in ["-shm", "-wal", ""] {
+        unless_absent(path, std::fs::remove_file(with(path, suffix)))?;
     }
     Ok(())
+}
+
+fn with(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn unless_absent(path: &Path, done: std::io::Result<()>) -> Result<(), StoreFault> {
+    match done {
+        Err(fault) if fault.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreFault::File(path.to_owned(), fault))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The number of a series, which is given here when it is new.
@@ -378,11 +411,11 @@ fn write_row(
 /// Moves the offset with everything else, if nobody else has.
 fn write_progress(transaction: &Transaction<'_>, batch: &Batch<'_>) -> Result<(), StoreFault> {
     let mut moved = transaction.prepare_cached(
-        "UPDATE progress SET next_offset = ?3, oldest_at = coalesce(oldest_at, ?4), newest_at = ?5 \
+        "UPDATE progress SET next_offset = ?3, oldest_at = ?4, newest_at = ?5 \
          WHERE log_partition = ?1 AND next_offset = ?2",
     )?;
-    let oldest = batch.oldest.map(|at| at.0);
-    let values = params![batch.partition, batch.from, batch.to, oldest, batch.newest.0];
+    let begins = batch.begins.map(|at| at.0);
+    let values = params![batch.partition, batch.from, batch.to, begins, batch.newest.0];
     if moved.execute(values)? == 0 {
         let text = format!(
             "INSERT INTO progress ({}) VALUES ({}) ON CONFLICT DO NOTHING",

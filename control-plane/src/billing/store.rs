@@ -58,7 +58,8 @@ impl Writer {
         }
     }
 
-    /// Notes that the log has lost a partition's records from the next one on up to `to`, all of them of before `at`.
+    /// Notes that the log has lost a partition's records from the next one on (the first, of a partition that is not in the store) up to
+    /// `to`, all of them of before `at`.
     pub fn skip(&mut self, partition: i32, to: i64, at: UnixMillis) -> Result<(), StoreFault> {
         match self {
             Self::File(writer) => writer.skip(partition, to, at),

@@ -3,7 +3,7 @@
 //! Whatever goes wrong, it opens the store again and goes on from the offsets in it, so nothing is counted twice and nothing is left
 //! out. While one read's rows are written, the next read is under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -62,8 +62,23 @@ pub struct Tail {
 #[derive(Default)]
 struct Lags {
     of: Offsets,
-    /// When it was measured, if everything that had been read was written then.
-    at: Option<UnixMillis>,
+    /// When a partition was last seen to have nothing beyond what was written.
+    none_at: BTreeMap<i32, UnixMillis>,
+}
+
+impl Lags {
+    /// Notes a measurement that was begun at an instant. A partition of which it says nothing keeps its last good one: that stays true.
+    ///
+    /// - `unwritten`: what had been read and was not written.
+    fn note(&mut self, of: Offsets, at: UnixMillis, unwritten: &[Record]) {
+        let pending: BTreeSet<i32> = unwritten.iter().map(|record| record.partition).collect();
+        let all_there = of
+            .iter()
+            .filter(|(partition, lag)| **lag == 0 && !pending.contains(partition));
+        self.none_at
+            .extend(all_there.map(|(partition, _)| (*partition, at)));
+        self.of = of;
+    }
 }
 
 /// The open store and how far it is.
@@ -105,7 +120,7 @@ impl Tail {
         let mut records = self.source.read().await?;
         loop {
             if let Ok(hold) = self.shared.holds.try_recv() {
-                (open, records) = self.stand_still(open, records, hold).await?;
+                (open, records) = self.stand_still(open, records, hold, &lags).await?;
             }
             if forgotten.is_none_or(|at| at.elapsed() >= FORGET_EVERY) {
                 forgotten = Some(Instant::now());
@@ -133,15 +148,9 @@ impl Tail {
             }
             if measured.is_none_or(|at| at.elapsed() >= LAG_EVERY) {
                 measured = Some(Instant::now());
-                let begun = Some((self.now)());
+                let begun = (self.now)();
                 match self.source.lag().await {
-                    // What was read and is not written would be missing.
-                    Ok(of) => {
-                        lags = Lags {
-                            of,
-                            at: begun.filter(|_| records.is_empty()),
-                        }
-                    }
+                    Ok(of) => lags.note(of, begun, &records),
                     Err(fault) => {
                         tracing::debug!(error = %fault, "the billing store's lag cannot be measured");
                     }
@@ -185,6 +194,7 @@ impl Tail {
         mut open: Open,
         mut records: Vec<Record>,
         hold: Hold,
+        lags: &Lags,
     ) -> Result<(Open, Vec<Record>), StoreFault> {
         let _ = hold.stands.send(open.book.offsets()); // a holder that is gone is noticed below
         let Ok(Ok(stops)) = tokio::time::timeout(HOLDER_WITHIN, hold.stops).await else {
@@ -195,7 +205,7 @@ impl Tail {
             let within = |record: &Record| record.offset < stops.get(&record.partition).copied().unwrap_or(0);
             let (now, later): (Vec<Record>, Vec<Record>) = records.into_iter().partition(within);
             open = write(open, now, (self.now)()).await?;
-            self.tell(open.book.partitions.values(), &Lags::default());
+            self.tell(open.book.partitions.values(), lags);
             records = later;
             let reached = open.book.offsets();
             let is_there =
@@ -223,22 +233,28 @@ impl Open {
     /// Where reading begins, by partition. What the log has lost before it was read is not in the store, and the store says so from then on.
     async fn begin(mut self, now: UnixMillis) -> Result<(Self, Offsets), StoreFault> {
         tokio::task::spawn_blocking(move || {
-            let mut begins = self.starts.clone();
-            for (partition, next) in self.book.offsets() {
-                let start = begins.entry(partition).or_insert(next);
-                if *start > next {
-                    let start = *start;
-                    tracing::error!(
+            let has = self.book.offsets();
+            for (&partition, &start) in &self.starts {
+                match has.get(&partition) {
+                    Some(&next) if next < start => tracing::error!(
                         partition,
                         next,
                         start,
-                        "usage events expired before they were in the billing store; it has no whole days before tomorrow"
-                    );
-                    self.writer.skip(partition, start, now)?;
-                    self.book.skip(partition, start, now);
+                        "usage events expired before they were in the billing store; its first whole day is the day after tomorrow"
+                    ),
+                    None if start > 0 => tracing::warn!(
+                        partition,
+                        start,
+                        "the usage log has lost its beginning; the billing store has what comes after it"
+                    ),
+                    _ => continue,
                 }
-                *start = next.max(*start);
+                // Also where nothing may ever come again: whoever compares offsets has to see that it is not behind.
+                self.writer.skip(partition, start, now)?;
+                self.book.skip(partition, start, now);
             }
+            let mut begins = self.starts.clone();
+            begins.extend(self.book.offsets());
             Ok((self, begins))
         })
         .await?
@@ -254,7 +270,7 @@ fn tell<'a>(
         let fresh = Freshness {
             progress: *progress,
             lag: lags.of.get(&progress.partition).copied(),
-            measured_at: lags.at,
+            measured_at: lags.none_at.get(&progress.partition).copied(),
         };
         (progress.partition, fresh)
     });
@@ -332,4 +348,32 @@ async fn write(mut open: Open, records: Vec<Record>, now: UnixMillis) -> Result<
         Ok(open)
     })
     .await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_an_idle_partition_stays_known_while_others_are_busy() {
+        let record = |partition| Record {
+            partition,
+            offset: 0,
+            next: 1,
+            value: Vec::new(),
+        };
+        let mut lags = Lags::default();
+        for (at, unwritten, behind, expected) in [
+            (1, vec![record(0)], 0, [None, Some(1)]),
+            (2, vec![], 0, [Some(2), Some(2)]),
+            (3, vec![record(0)], 0, [Some(2), Some(3)]),
+            (4, vec![], 7, [Some(2), Some(4)]),
+            (5, vec![record(1)], 0, [Some(5), Some(4)]),
+        ] {
+            lags.note([(0, behind), (1, 0)].into(), UnixMillis(at), &unwritten);
+            let known = [0, 1].map(|partition| lags.none_at.get(&partition).map(|at| at.0));
+            assert_eq!(known, expected, "{at}");
+            assert_eq!(lags.of[&0], behind);
+        }
+    }
 }

@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use rusqlite::types::Value;
 use tokio_util::sync::CancellationToken;
 use tollway_proto::usage::{EndState, UsageEvent, log_file_name};
-use tollway_proto::usage_log::{LogMark, MARK_FILE};
+use tollway_proto::usage_log::{LogMark, LogSegment, MARK_FILE};
 use tollway_shared::cost;
 use tollway_shared::ids::OrganizationId;
-use tollway_shared::time::UnixMillis;
+use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
 use super::fold::fold;
 use super::progress::Book;
@@ -291,13 +291,15 @@ async fn a_store_that_is_gone_or_damaged_or_of_another_shape_comes_back_row_by_r
     follow(dir.path(), end).await;
     let first = rows(&store);
     assert_eq!(first.1.len(), 300);
-    let spoilers: [fn(&Path); 3] = [
+    const GARBAGE: &str = "not a store, by any means";
+    let spoilers: [fn(&Path); 4] = [
         |store| std::fs::remove_file(store).unwrap(),
-        |store| std::fs::write(store, "not a store, by any means").unwrap(),
+        |store| std::fs::write(store, "what is set aside already").unwrap(),
+        |store| std::fs::write(store, GARBAGE).unwrap(),
         |store| {
             let connection = rusqlite::Connection::open(store).unwrap();
             connection
-                .execute_batch("DELETE FROM rollup; PRAGMA user_version = 0")
+                .execute_batch("DELETE FROM rollup; PRAGMA user_version = 9999")
                 .unwrap();
         },
     ];
@@ -306,6 +308,10 @@ async fn a_store_that_is_gone_or_damaged_or_of_another_shape_comes_back_row_by_r
         follow(dir.path(), end).await;
         assert_eq!(rows(&store), first);
     }
+    // What is not ours to read is ours to keep.
+    let aside = |what: &str| dir.path().join(format!("billing.sqlite.{what}"));
+    assert_eq!(std::fs::read_to_string(aside("damaged")).unwrap(), GARBAGE);
+    assert_eq!(rows(&aside("9999")).1, first.1);
     let fault = Writer::open(&store, "another").err();
     assert!(matches!(fault, Some(StoreFault::OtherCluster(of)) if of == "c"));
 }
@@ -331,6 +337,38 @@ fn old_generations_go_and_their_hours_stay() {
 }
 
 #[test]
+fn an_end_in_the_future_keeps_no_other_generation() {
+    const MANY: i64 = 45_000; // more than go in two steps
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("billing.sqlite");
+    let (mut writer, _) = Writer::open(&store, "c").unwrap();
+    let mut first = event(1, 1);
+    first.finished_at.0 = NOW.plus_ms(DAY_MS);
+    let records = [record(0, &first), record(1, &event(1, 2))];
+    put(&mut writer, &mut Book::default(), &records);
+    let mut connection = rusqlite::Connection::open(&store).unwrap();
+    let copies = connection.transaction().unwrap();
+    copies
+        .execute_batch("CREATE TEMP TABLE one AS SELECT * FROM generation WHERE id = 2")
+        .unwrap();
+    for _ in 2..MANY {
+        copies
+            .execute_batch("UPDATE one SET id = id + 1; INSERT INTO generation SELECT * FROM one")
+            .unwrap();
+    }
+    copies.commit().unwrap();
+    while writer.forget(NOW).unwrap() {}
+    let ids: Vec<Value> = connection
+        .prepare("SELECT id FROM generation")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(ids, [Value::Integer(1)]);
+}
+
+#[test]
 fn a_store_behind_a_gap_of_the_log_has_no_whole_days_before_it() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("billing.sqlite");
@@ -345,12 +383,70 @@ fn a_store_behind_a_gap_of_the_log_has_no_whole_days_before_it() {
     let of = book.partitions[&3];
     assert_eq!(
         (of.first, of.next, of.whole_from()),
-        (5, 5, Some(tollway_shared::time::Day(NOW.day().0 + 2)))
+        (5, 5, Some(Day(NOW.day().0 + 2)))
     );
     assert_eq!(writer.book().unwrap(), book);
     put(&mut writer, &mut book, &[record(5, &event(1, 9))]);
     assert_eq!(writer.book().unwrap(), book);
     assert_eq!(book.partitions[&3].whole_from(), of.whole_from());
+}
+
+#[test]
+fn a_late_event_at_the_cut_of_the_log_does_not_make_earlier_days_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, _) = Writer::open(&dir.path().join("billing.sqlite"), "c").unwrap();
+    let mut book = Book::default();
+    let (mut late, newest) = (event(2, 1), event(1, 900));
+    late.finished_at.0 = newest.finished_at.0.plus_ms(-20 * DAY_MS);
+    let records = [record(5, &late), record(6, &newest), record(7, &event(1, 901))];
+    let seen = |_| None;
+    let first = [fold(3, book.reached(3, 5), &records[..2], NOW, seen)];
+    writer.write(&first).unwrap();
+    book.note(&first[0]);
+    put(&mut writer, &mut book, &records[2..]);
+    let whole = Day(newest.finished_at.0.day().0 + 2);
+    assert_eq!(book.partitions[&3].whole_from(), Some(whole));
+    assert_eq!(writer.book().unwrap(), book);
+}
+
+#[tokio::test]
+async fn a_partition_whose_events_have_all_expired_is_in_a_store_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = LogSegment {
+        partition: 3,
+        base: 1000,
+    };
+    std::fs::write(dir.path().join(segment.name()), "").unwrap();
+    let mark = serde_json::to_vec(&LogMark([(3, 1000)].into())).unwrap();
+    std::fs::write(dir.path().join(MARK_FILE), mark).unwrap();
+    follow(dir.path(), 1000).await;
+    let (mut writer, made) = Writer::open(&dir.path().join("billing.sqlite"), "c").unwrap();
+    assert!(!made);
+    let mut book = writer.book().unwrap();
+    let of = book.partitions[&3];
+    assert_eq!((of.first, of.next, of.newest_end()), (1000, 1000, None));
+    assert_eq!(of.whole_from(), Some(Day(NOW.day().0 + 2)));
+
+    // The first events that come say when what it has begins; those after them do not.
+    let (first, second) = (event(1, 1), event(1, 900));
+    let whole = Day(first.finished_at.0.day().0 + 2);
+    for (offset, event) in [(1000, first), (1001, second)] {
+        put(&mut writer, &mut book, &[record(offset, &event)]);
+        assert_eq!(book.partitions[&3].whole_from(), Some(whole));
+        assert_eq!(writer.book().unwrap(), book);
+    }
+}
+
+#[test]
+fn what_a_reader_sorts_need_not_fit_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("billing.sqlite");
+    let _writer = Writer::open(&store, "c").unwrap();
+    let kept: i64 = reader(&store)
+        .unwrap()
+        .query_row("PRAGMA temp_store", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(kept, 1, "in a file");
 }
 
 #[test]

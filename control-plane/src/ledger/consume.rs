@@ -378,7 +378,7 @@ mod tests {
                 partition: 0,
                 first: 0,
                 next,
-                oldest: None,
+                begins: None,
                 newest: UnixMillis(0),
             };
             Freshness {

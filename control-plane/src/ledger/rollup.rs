@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use tollway_proto::command::{RecordSpend, UsageSums};
+use tollway_proto::command::{RecordSpend, Spent, UsageSums};
 use tollway_proto::usage::UsageSource;
 use tollway_shared::bill::{self, Bill, ByokFee, ByokUsed};
-use tollway_shared::ids::{OrganizationId, WriterId};
+use tollway_shared::ids::{OrganizationId, Revision, WriterId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
@@ -156,7 +156,7 @@ pub fn fold_with(
     mut meter: Meter<'_>,
 ) -> (RecordSpend, Report) {
     let mut report = Report::default();
-    let mut sums: BTreeMap<CellOf<'_>, UsageSums> = BTreeMap::new();
+    let mut sums: BTreeMap<(CellOf<'_>, Revision), UsageSums> = BTreeMap::new();
     let mut marks = Marks::new(seen);
     let mut to = from;
     for record in records.iter().filter(|record| record.offset >= from) {
@@ -196,7 +196,11 @@ pub fn fold_with(
         to,
         sums: sums
             .into_iter()
-            .map(|(cell, sums)| (cell.owned(), sums))
+            .map(|((cell, revision), sums)| Spent {
+                cell: cell.owned(),
+                revision,
+                sums,
+            })
             .collect(),
         writers: marks.moved().into_iter().collect(),
     };
@@ -205,7 +209,7 @@ pub fn fold_with(
 
 fn count<'a>(
     event: Event<'a>,
-    sums: &mut BTreeMap<CellOf<'a>, UsageSums>,
+    sums: &mut BTreeMap<(CellOf<'a>, Revision), UsageSums>,
     meter: &mut Meter<'_>,
     offset: i64,
     report: &mut Report,
@@ -241,7 +245,8 @@ fn count<'a>(
     });
     let tokens = event.tokens;
     let source = event.usage_source;
-    let sums = sums.entry(CellOf::of(event)).or_default();
+    let revision = event.revision;
+    let sums = sums.entry((CellOf::of(event), revision)).or_default();
     let mut add = |sum: &mut NanoUsd, more: NanoUsd| {
         *sum = sum.plus(more).unwrap_or_else(|fault| {
             // The event was paid for all the same: a sum at the end of its range stops every budget that it is counted against.
@@ -322,7 +327,7 @@ mod tests {
         let records = [record(0, &event), record(1, &owed)];
         let (spend, report) = fold(3, 0, &records, NOW, |_| None);
         assert_eq!(report.mismatches, 2);
-        let sums = spend.sums[0].1;
+        let sums = spend.sums[0].sums;
         assert_eq!((sums.cost.0, sums.billed.0), (2 * right.0.0, 2 * right.1.0));
     }
 
@@ -336,7 +341,7 @@ mod tests {
         }
         let records = [record(0, &own), record(1, &free)];
         let (spend, report) = fold(3, 0, &records, NOW, |_| None);
-        let sums = spend.sums[0].1;
+        let sums = spend.sums[0].sums;
         assert_eq!((report.mismatches, sums.billed), (0, NanoUsd::ZERO));
         assert_eq!(sums.cost.0, 2 * own.charge.total.0);
     }
@@ -350,7 +355,7 @@ mod tests {
         event.usage_source = UsageSource::None;
         let (spend, report) = fold(3, 0, &[record(0, &event)], NOW, |_| None);
         assert_eq!((report.events, report.mismatches), (1, 0));
-        assert_eq!(spend.sums[0].1.cost, NanoUsd::ZERO);
+        assert_eq!(spend.sums[0].sums.cost, NanoUsd::ZERO);
     }
 
     #[test]
@@ -382,7 +387,7 @@ mod tests {
                 fees = spend
                     .sums
                     .iter()
-                    .fold(fees, |sum, (_, sums)| sum.plus(sums.fee).unwrap());
+                    .fold(fees, |sum, spent| sum.plus(spent.sums.fee).unwrap());
                 let command = tollway_proto::command::Command::RecordSpend(spend);
                 crate::state::samples::run(&mut state, command);
             }
@@ -468,7 +473,7 @@ mod tests {
                 let (spend, report) = fold(3, offset, &records[start..end], NOW, |writer| seen.get(&writer).copied());
                 prop_assert_eq!((report.gaps, report.malformed, report.mismatches), (0, 0, 0));
                 prop_assert_eq!(spend.from, offset);
-                for (cell, sums) in &spend.sums {
+                for Spent { cell, sums, .. } in &spend.sums {
                     let total = totals.entry(cell.path.organization.clone()).or_default();
                     total.0 += sums.requests;
                     total.1 += sums.billed.0;

@@ -8,7 +8,7 @@ use tollway_proto::command::Command;
 
 use super::Cluster;
 use super::message::{Declined, Proposal};
-use crate::state::budget::{ROLLS_MAX, due};
+use crate::state::budget::{ROLLS_MAX, due, has_expired_raise};
 
 /// Batches that one look begins at most. The rest waits for the next look, or for the next try of the write.
 const BATCHES_MAX: usize = 64;
@@ -45,12 +45,14 @@ impl Cluster {
         Err(late)
     }
 
-    /// Begins every window that is due, if this replica leads: for budgets of which nobody asks.
+    /// Begins every window that is due and ends every raise that is over, if this replica leads: for budgets of which nobody asks.
     pub async fn begin_due_windows(&self, deadline: Instant) {
         for _ in 0..BATCHES_MAX {
             let idle = Command::RollBudgets(Vec::new());
-            let rolls = due(&self.state(), &idle, (self.0.now)());
-            if rolls.is_empty() || !self.is_leader() {
+            let (state, now) = (self.state(), (self.0.now)());
+            let rolls = due(&state, &idle, now);
+            // Raises end with any entry.
+            if (rolls.is_empty() && !has_expired_raise(&state, now)) || !self.is_leader() {
                 return;
             }
             let full = rolls.len() >= ROLLS_MAX;

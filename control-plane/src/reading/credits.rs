@@ -11,10 +11,15 @@ pub fn of(state: &State, id: &OrganizationId) -> Credits {
     let Some(account) = state.accounts.get(id) else {
         return Credits::default();
     };
-    // Each of these is what came out of it: the other side of what the organization got.
-    let others = [AccountName::Promo, AccountName::Refunds, AccountName::Adjustments];
+    // Each of these is what came out of it: the other side of what the organization got. Cash came in with the fees on buying.
+    let others = [
+        AccountName::CashReceived,
+        AccountName::Promo,
+        AccountName::Refunds,
+        AccountName::Adjustments,
+    ];
     let got: i128 = others.iter().map(|name| -account.balances.of(*name)).sum();
-    let total = got + i128::from(account.bought.0);
+    let total = got - account.moved.fees();
     Credits {
         total: shown(total).0,
         used: shown(total - account.available()).0,

@@ -78,7 +78,7 @@ fn counted() -> State {
         let cell = UsageCell {
             day: event.started_at.0.day(),
             path: event.tenant.clone(),
-            ..stretch.sums[0].0.clone()
+            ..stretch.sums[0].cell.clone()
         };
         let own = if event.byok {
             event.charge.total
@@ -92,7 +92,7 @@ fn counted() -> State {
             byok_cost: own,
             ..UsageSums::default()
         };
-        stretch.sums = vec![(cell, sums)];
+        (stretch.sums[0].cell, stretch.sums[0].sums) = (cell, sums);
         done(&mut state, Command::RecordSpend(stretch));
     }
     state
@@ -467,13 +467,14 @@ async fn the_difference_of_both_numbers_of_credit_is_the_balance() {
                 organization: of.clone(),
                 made,
                 reference: format!("m-{n}"),
+                payment: None,
                 reason: String::new(),
             }),
         );
     }
     // A fee on own credentials, in one account with the fee of the top-up.
     let mut stretch = samples::spend(7, 8, 0);
-    stretch.sums[0].1.fee = NanoUsd(11);
+    stretch.sums[0].sums.fee = NanoUsd(11);
     done(&mut state, Command::RecordSpend(stretch));
     let after = balance(&state);
     let said = asked(

@@ -149,7 +149,7 @@ pub fn apart(state: &State) -> Vec<Apart> {
         }
     };
     for (id, account) in &state.accounts {
-        let (mut billed, mut fees) = (0, i128::from(account.credit_fees.0));
+        let (mut billed, mut fees) = (0, account.moved.fees());
         for (month, owed) in &account.owed {
             billed += i128::from(owed.billed.0);
             fees += i128::from(owed.fee.0);
@@ -191,9 +191,9 @@ mod tests {
     fn spend(state: &mut State, days: i32, fee: i64) {
         let from = state.usage_offsets.get(&0).copied().unwrap_or(0);
         let mut stretch = samples::spend(from, from + 1, 5);
-        let (cell, sums) = &mut stretch.sums[0];
-        cell.day = Day(NOON.day().0 + days);
-        (sums.byok_requests, sums.fee) = (1, NanoUsd(fee));
+        let spent = &mut stretch.sums[0];
+        spent.cell.day = Day(NOON.day().0 + days);
+        (spent.sums.byok_requests, spent.sums.fee) = (1, NanoUsd(fee));
         let at = NOON.plus_ms(i64::from(days) * DAY_MS);
         samples::run_at(state, at, Command::RecordSpend(stretch));
     }
@@ -237,7 +237,7 @@ mod tests {
         assert_eq!(invoice.lines.iter().map(|line| line.amount.0.0).sum::<i64>(), 2);
         assert_eq!(
             invoice.entries.iter().map(|entry| entry.amount.0.0).sum::<i64>(),
-            4
+            -4
         );
         assert_eq!((invoice.totals.byok_fees.0.0, invoice.totals.total.0.0), (6, 6));
     }

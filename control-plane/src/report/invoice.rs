@@ -53,10 +53,13 @@ impl Month {
 
     /// `2026-11`.
     pub fn text(self) -> String {
-        let mut text = self.start.day().to_string();
-        text.truncate(7);
-        text
+        self.start.day().month_text()
     }
+}
+
+/// The id of an organization's invoice for the month that `at` lies in: `acme-2026-11`.
+pub fn invoice_id(organization: &OrganizationId, at: UnixMillis) -> String {
+    format!("{organization}-{}", at.day().month_text())
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -167,7 +170,8 @@ impl<'a> Draft<'a> {
                 at: Text(self.month.start),
                 kind: BYOK_FEE.into(),
                 reference: format!("{}/{}", self.organization, self.month.text()),
-                amount: usd(fee.fee)?,
+                amount: usd(-fee.fee)?,
+                fee: Text(NanoUsd::ZERO),
             }),
         }
         Ok(())
@@ -180,8 +184,7 @@ impl<'a> Draft<'a> {
 
     /// The invoice.
     ///
-    /// - `entries`: money of the month that is no usage; `fees`: the sum of those among them that are fees.
-    /// - `balances`: opening and closing, where an account is kept.
+    /// - `money`: what the account says of the month.
     pub fn finish(
         mut self,
         mut money: Money,
@@ -207,13 +210,13 @@ impl<'a> Draft<'a> {
         let Month { start, end } = self.month;
         let lines = self.lines.iter().map(|(place, sums)| self.line(place, sums));
         Ok(Invoice {
-            id: format!("{}-{}", self.organization, self.month.text()),
+            id: invoice_id(&self.organization, self.month.start),
             organization_name: name,
             month: self.month.text(),
             from: Text(start.day()),
             to: Text(end.plus_ms(-1).day()),
             currency: "USD".into(),
-            is_final: !money.entries_missing && now >= end.plus_ms(FINAL_AFTER_MS),
+            is_final: now >= end.plus_ms(FINAL_AFTER_MS),
             lines: lines.collect::<Result<_, _>>()?,
             entries: money.entries,
             entries_missing: money.entries_missing,
@@ -244,15 +247,15 @@ impl<'a> Draft<'a> {
 /// What the organization's account says of the month.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Money {
-    /// What was paid, charged and given.
+    /// What was paid, given and corrected, by what it does to the balance.
     pub entries: Vec<InvoiceEntry>,
-    /// The fees among them.
+    /// The fees on them.
     pub fees: NanoUsd,
     /// The balance when the month began.
     pub opening: Option<NanoUsd>,
     /// The balance when it ended, or now.
     pub closing: Option<NanoUsd>,
-    /// The kept transfers do not go back to when the month began.
+    /// Some entries are sums of the month by kind: their transfers are not kept.
     pub entries_missing: bool,
 }
 

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 
 use tollway_proto::admin::report::Invoice;
+use tollway_proto::admin::text::Usd;
+use tollway_shared::credit::shown;
 
 /// What a browser may do with the page: show it with its own styles, and nothing else.
 pub const CONTENT_SECURITY_POLICY: &str =
@@ -39,11 +41,12 @@ fn write(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
         out.push_str("<p class=\"draft\">Not final: the month is not over for three days yet, or not all of it has been counted.</p>\n");
     }
     if invoice.entries_missing {
-        out.push_str("<p class=\"draft\">Not whole: the first entries of the month are not kept any more, and the total lacks their fees.</p>\n");
+        out.push_str("<p class=\"draft\">The first entries of the month are not kept one by one any more: here they are one sum of each kind.</p>\n");
     }
     lines(out, invoice)?;
     entries(out, invoice)?;
     totals(out, invoice)?;
+    balance(out, invoice)?;
     out.push_str("</body></html>\n");
     Ok(())
 }
@@ -75,15 +78,16 @@ fn entries(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
         return Ok(());
     }
     out.push_str(
-        "<table><thead><tr><th>When</th><th>What</th><th>Reference</th><th class=\"n\">Amount</th></tr></thead><tbody>\n",
+        "<table><thead><tr><th>When</th><th>What</th><th>Reference</th><th class=\"n\">Fee on top</th><th class=\"n\">Balance</th></tr></thead><tbody>\n",
     );
     for entry in &invoice.entries {
         writeln!(
             out,
-            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td></tr>",
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             entry.at,
             escaped(&entry.kind),
             escaped(&entry.reference),
+            entry.fee,
             entry.amount,
         )?;
     }
@@ -110,11 +114,44 @@ fn totals(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
     row("", "Fees on own credentials", totals.byok_fees.to_string())?;
     row("", "Fees on credits", totals.fees.to_string())?;
     row(" class=\"total\"", "Total", totals.total.to_string())?;
+    out.push_str("</tbody></table>\n");
+    Ok(())
+}
+
+/// From the balance before to the balance after, in rows that sum up.
+fn balance(out: &mut String, invoice: &Invoice) -> std::fmt::Result {
+    let mut rows = Vec::new();
+    let nano = |amount: &Usd| i128::from(amount.0.0);
     if let Some(opening) = &invoice.opening_balance {
-        row("", "Opening balance", opening.to_string())?;
+        rows.push(("Opening balance", nano(opening)));
+    }
+    if let (Some(opening), Some(closing)) = (&invoice.opening_balance, &invoice.closing_balance) {
+        let moved: i128 = invoice.entries.iter().map(|entry| nano(&entry.amount)).sum();
+        let used: i128 = invoice.lines.iter().map(|line| nano(&line.amount)).sum();
+        rows.push(("Entries above", moved));
+        rows.push(("Lines above", -used));
+        // Lines go by when requests started, balances by when they were counted.
+        let elsewhere = nano(closing) - nano(opening) - moved + used;
+        if elsewhere != 0 {
+            rows.push((
+                "Usage at the edges of the month, counted in the other one",
+                elsewhere,
+            ));
+        }
     }
     if let Some(closing) = &invoice.closing_balance {
-        row("", "Closing balance", closing.to_string())?;
+        rows.push(("Closing balance", nano(closing)));
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    out.push_str("<table><tbody>\n");
+    for (name, amount) in rows {
+        writeln!(
+            out,
+            "<tr><td>{name}</td><td class=\"n\">{}</td></tr>",
+            shown(amount)
+        )?;
     }
     out.push_str("</tbody></table>\n");
     Ok(())
@@ -139,11 +176,36 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use tollway_shared::ids::OrganizationId;
+    use tollway_shared::money::NanoUsd;
 
     use super::*;
     use crate::report::invoice::{Draft, Money, Month};
     use crate::report::sample;
     use crate::state::samples;
+
+    #[test]
+    fn the_balances_stand_together_and_what_is_between_them_sums_up() {
+        let state = samples::catalog();
+        let month = Month::parse("2026-11").unwrap();
+        let mut draft = Draft::new(&state, OrganizationId::trusted("o"), month);
+        let line = sample::line();
+        draft.push(&line).unwrap();
+        let money = Money {
+            opening: Some(NanoUsd(1_000_000_000)),
+            closing: Some(NanoUsd(900_000_000 - line.billed.0)),
+            ..Money::default()
+        };
+        let invoice = draft.finish(money, vec![], month.end).unwrap();
+        let page = page(&invoice);
+        let (_, below) = page.split_once("Opening balance").unwrap();
+        let rows = below.split("class=\"n\">").skip(1);
+        let rows: Vec<_> = rows
+            .map(|row| row.split('<').next().unwrap().to_owned())
+            .collect();
+        let used = NanoUsd(-line.billed.0).to_string();
+        let closing = invoice.closing_balance.unwrap().to_string();
+        assert_eq!(rows, ["1", "0", used.as_str(), "-0.1", closing.as_str()]);
+    }
 
     #[test]
     fn a_name_cannot_break_out_of_the_page() {

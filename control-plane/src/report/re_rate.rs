@@ -88,6 +88,11 @@ impl ReRating {
         Ok(())
     }
 
+    /// Whether it has taken a line of this endpoint.
+    pub fn has(&self, endpoint: &EndpointId) -> bool {
+        self.rows.keys().any(|(.., of)| of == endpoint)
+    }
+
     /// The answer.
     pub fn finish(self) -> Result<ReRated, ReRateFault> {
         let mut total = Sums::default();

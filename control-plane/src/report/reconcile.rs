@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tollway_proto::admin::report::{Reconciled, ReconciledRow};
 use tollway_proto::admin::text::Text;
+use tollway_shared::ids::ModelId;
 use tollway_shared::money::MoneyFault;
 use tollway_shared::time::Day;
 
@@ -33,10 +34,11 @@ pub struct Comparison {
 impl Comparison {
     /// Begins with what the provider says.
     pub fn new(statement: &[statement::Row], state: &State) -> Self {
+        let models = Models::of(state);
         let mut rows: BTreeMap<_, Sums> = BTreeMap::new();
         let mut covered = BTreeSet::new();
         for row in statement {
-            let model = our_model(state, &row.provider, &row.model);
+            let model = models.ours(&row.provider, &row.model);
             let sums = rows.entry((row.provider.clone(), row.day, model)).or_default();
             sums.provider_tokens = sums.provider_tokens.saturating_add(row.tokens);
             sums.provider_cost += i128::from(row.cost.0);
@@ -95,16 +97,30 @@ impl Comparison {
     }
 }
 
-/// Our id of a model that a provider names in its own way: by an endpoint there that calls it so. What nobody knows stays as it is.
-fn our_model(state: &State, provider: &str, name: &str) -> String {
-    if state.models.contains_key(name) {
-        return name.to_owned();
+/// Models by what providers call them.
+struct Models<'a> {
+    state: &'a State,
+    upstream: BTreeMap<(&'a str, &'a str), &'a ModelId>,
+}
+
+impl<'a> Models<'a> {
+    fn of(state: &'a State) -> Self {
+        let mut upstream = BTreeMap::new();
+        for endpoint in state.endpoints.values().map(|kept| &kept.value) {
+            let name = (endpoint.provider.as_str(), endpoint.upstream_model.as_str());
+            upstream.entry(name).or_insert(&endpoint.model); // of several, the first
+        }
+        Self { state, upstream }
     }
-    let endpoint = state
-        .endpoints
-        .values()
-        .find(|kept| kept.value.provider.as_str() == provider && kept.value.upstream_model == name);
-    endpoint.map_or_else(|| name.to_owned(), |kept| kept.value.model.to_string())
+
+    /// Our id of a model that a provider names in its own way: by an endpoint there that calls it so. What nobody knows stays as it is.
+    fn ours(&self, provider: &str, name: &str) -> String {
+        if self.state.models.contains_key(name) {
+            return name.to_owned();
+        }
+        let ours = self.upstream.get(&(provider, name));
+        ours.map_or_else(|| name.to_owned(), ToString::to_string)
+    }
 }
 
 /// How much more `ours` is than `theirs`, in percent of theirs, with two digits.

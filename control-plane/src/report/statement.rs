@@ -33,6 +33,9 @@ pub enum StatementFault {
     /// The header line lacks a column.
     #[error("the header line has no column `{0}`; it must have provider, day, model, tokens, cost")]
     Column(&'static str),
+    /// The header line has a column twice, and which one is meant is not known.
+    #[error("the header line has the column `{0}` twice; send it once")]
+    Twice(&'static str),
     /// A value that is none.
     #[error("line {line}: `{column}` {why}")]
     Value {
@@ -57,10 +60,14 @@ pub fn read(text: &str) -> Result<Vec<Row>, StatementFault> {
     let header = records.next().transpose()?.unwrap_or_default().1;
     let mut places = [0; COLUMNS.len()];
     for (place, name) in places.iter_mut().zip(COLUMNS) {
-        let found = header
+        let mut found = header
             .iter()
-            .position(|field| field.trim().eq_ignore_ascii_case(name));
-        *place = found.ok_or(StatementFault::Column(name))?;
+            .enumerate()
+            .filter(|(_, field)| field.trim().eq_ignore_ascii_case(name));
+        *place = found.next().ok_or(StatementFault::Column(name))?.0;
+        if found.next().is_some() {
+            return Err(StatementFault::Twice(name));
+        }
     }
     let mut rows = Vec::new();
     for record in records {
@@ -199,6 +206,10 @@ mod tests {
         for (text, says) in [
             ("", "no column `provider`"),
             ("provider,day,model,tokens\n", "no column `cost`"),
+            (
+                "provider,day,Cost,model,tokens,cost\np,2026-11-22,1,m,1,2\n",
+                "column `cost` twice",
+            ),
             (
                 "provider,day,model,tokens,cost\np,yesterday,m,1,1\n",
                 "line 2: `day` `yesterday`",

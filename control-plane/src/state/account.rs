@@ -2,7 +2,7 @@
 //!
 //! Double entry; the arithmetic is [`tollway_shared::credit`]. A transfer is never changed: each carries the hash of the one before,
 //! so a changed one shows. Usage is one transfer per organization and UTC day of the log's own time; until the day is over its legs are in
-//! the balances and in [`Account::open`]. The state keeps the newest transfers and the balances of all, so replaying the log from its start
+//! the balances and in [`Account::open`]. The state keeps the newest transfers, and the balances and sums by month of all, so replaying the log from its start
 //! gives the same accounts.
 
 use std::collections::BTreeMap;
@@ -18,9 +18,11 @@ use tollway_shared::money::NanoUsd;
 use tollway_shared::seal::sha256;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 
+use super::moved::MovedByMonth;
 use super::{State, Step, audit, credit, not_found, quota, refuse};
 
-/// Transfers kept per organization. Older ones are in the audit trail as long as that lasts, and in the balances for good.
+/// Transfers kept per organization. Older ones are in the audit trail as long as that lasts, and in the balances and
+/// the sums by month for good.
 pub const TRANSFERS_MAX: usize = 128;
 /// How long a payment's reference is remembered: the same one again moves nothing.
 pub const PAYMENTS_KEPT_MS: i64 = 400 * DAY_MS;
@@ -105,10 +107,10 @@ impl Owed {
 pub struct Account {
     /// What each holds, with all that ever moved.
     pub balances: Balances,
-    /// Bought in all, without what was given.
+    /// Bought in all, without what was given and less what went back; never below zero.
     pub bought: NanoUsd,
-    /// Fees on what was bought, in all.
-    pub credit_fees: NanoUsd,
+    /// What was moved by month, usage aside, with the fees on what was bought.
+    pub moved: MovedByMonth,
     /// What usage was owed by month, named by its first day: all there ever was, so that reports of a month are whole when its sums by
     /// day are forgotten. Past [`OWED_MONTHS_MAX`] the oldest are one.
     pub owed: BTreeMap<Day, Owed>,
@@ -206,11 +208,14 @@ pub struct Payment {
     pub sequence: u64,
     /// When.
     pub at: UnixMillis,
+    /// How much of it has been given back by the payment system.
+    pub back: NanoUsd,
 }
 
 /// Books a top-up, a refund or an adjustment. The same reference again, for the same, changes nothing.
 pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCredit) -> Result<(), Refusal> {
     let id = &order.organization;
+    step.expect_revision(None)?; // a movement is made once, so there is none to be at a revision
     if let Some(known) = state.payments.get(&order.reference) {
         if known.organization == *id && known.made == order.made {
             return Ok(());
@@ -244,18 +249,22 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
             return Err(refuse(RefusalCode::Conflict, "amount", detail));
         }
     }
+    must_be_left(state, order)?;
     let legs = legs(state, &order.made)?;
     let (now, actor) = (state.now, step.entry.actor.clone());
     let mut account = account(state, id);
     account.close(now.day(), now);
     account.balances.apply(&legs);
-    if let CreditMove::TopUp { method, amount } = order.made
-        && method.is_bought()
-    {
-        account.bought = sum(account.bought, amount);
-        let fee = legs.iter().find(|(name, _)| *name == AccountName::RevenueFee);
-        account.credit_fees = sum(account.credit_fees, fee.map_or(NanoUsd::ZERO, |(_, fee)| *fee));
-        account.top_up_asked = false;
+    account.moved.add(now, &order.made, &legs);
+    match order.made {
+        CreditMove::TopUp { method, amount } if method.is_bought() => {
+            account.bought = sum(account.bought, amount);
+            account.top_up_asked = false;
+        }
+        CreditMove::Refund { amount } | CreditMove::TakenBack { amount } => {
+            account.bought = NanoUsd(account.bought.0.saturating_sub(amount.0).max(0));
+        }
+        CreditMove::TopUp { .. } | CreditMove::Adjustment { .. } => {}
     }
     let sequence = account.append(Transfer {
         sequence: 0,
@@ -279,12 +288,46 @@ pub(super) fn move_credit(state: &mut State, step: &mut Step<'_>, order: &MoveCr
         made: order.made,
         sequence,
         at: now,
+        back: NanoUsd::ZERO,
     };
+    if let Some(paid) = &order.payment
+        && let Some(paid) = state.payments.get_mut(paid)
+    {
+        paid.back = sum(paid.back, amount);
+    }
     state.payments.insert(order.reference.clone(), payment);
     state.payment_order.push_back((now, order.reference.clone()));
     forget_payments(state);
     credit::settle(state, step, id);
     quota::follow(state, step, id);
+    Ok(())
+}
+
+/// Of a payment no more is given back than was paid. One that may have been forgotten is believed.
+fn must_be_left(state: &State, order: &MoveCredit) -> Result<(), Refusal> {
+    let Some(paid) = &order.payment else {
+        return Ok(());
+    };
+    let account = state.accounts.get(&order.organization);
+    let is_forgotten = !state.payments.contains_key(paid)
+        && account.is_some_and(|account| {
+            account.transfers.len() as u64 != account.count
+                || account.transfers.iter().any(|kept| kept.reference == *paid)
+        });
+    if is_forgotten {
+        return Ok(());
+    }
+    let known = state.payments.get(paid);
+    let known = known.filter(|known| known.organization == order.organization);
+    let Some((CreditMove::TopUp { amount, .. }, back)) = known.map(|known| (known.made, known.back)) else {
+        let detail = format!("`{paid}` is no payment of `{}`", order.organization);
+        return Err(refuse(RefusalCode::Invalid, "reference", detail));
+    };
+    let left = NanoUsd(amount.0.saturating_sub(back.0));
+    if order.made.amount() > left {
+        let detail = format!("is more than the {left} dollars that are left of payment `{paid}`");
+        return Err(refuse(RefusalCode::Invalid, "amount", detail));
+    }
     Ok(())
 }
 
@@ -357,7 +400,8 @@ fn sum(a: NanoUsd, b: NanoUsd) -> NanoUsd {
 /// Moves what a stretch was billed, in the same entry that counts it.
 pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpend) {
     let mut spent: BTreeMap<&OrganizationId, Spent> = BTreeMap::new();
-    for (cell, sums) in &stretch.sums {
+    for part in &stretch.sums {
+        let (cell, sums) = (&part.cell, &part.sums);
         let of = spent.entry(&cell.path.organization).or_default();
         // Where the organization's own credential served, its provider bills it there.
         let cost = NanoUsd(sums.cost.0.saturating_sub(sums.byok_cost.0));

@@ -20,6 +20,7 @@ fn order(made: CreditMove, reference: &str) -> Command {
         organization: organization(),
         made,
         reference: reference.into(),
+        payment: None,
         reason: String::new(),
     })
 }
@@ -113,9 +114,30 @@ fn credit_is_bought_with_its_fee_given_back_without_it_and_corrected() {
     }
     assert_eq!(
         (account.bought, account.count, account.broken()),
-        (amount, 4, None)
+        (NanoUsd(amount.0 - 5), 4, None)
     );
     assert_eq!(state.audit.last().unwrap().target, "o/4");
+}
+
+#[test]
+fn a_write_that_names_a_revision_moves_no_credit_and_sets_no_senders() {
+    let mut state = samples::catalog();
+    let revision = state.revision;
+    for command in [top_up(100, "pay-1"), Command::PutPaymentSecrets(Vec::new())] {
+        let entry = Entry {
+            at: NOON,
+            actor: "root".into(),
+            idempotency: None,
+            if_revision: Some(revision),
+            command,
+        };
+        let index = state.applied + 1;
+        let outcome = apply(&mut state, index, &entry).outcome;
+        let is_refused =
+            matches!(&outcome, Outcome::Refused(refusal) if refusal.code == RefusalCode::Precondition);
+        assert!(is_refused, "{outcome:?}");
+    }
+    assert_eq!((state.accounts.len(), state.revision), (0, revision));
 }
 
 #[test]
@@ -220,7 +242,7 @@ fn usage_moves_money_with_its_count_and_is_one_transfer_a_day() {
         let Command::RecordSpend(mut stretch) = spend(&state, 10) else {
             panic!()
         };
-        stretch.sums[0].1.billed = NanoUsd(8); // a discount
+        stretch.sums[0].sums.billed = NanoUsd(8); // a discount
         done(&mut state, NOON, Command::RecordSpend(stretch));
     }
     let account = of(&state);
@@ -293,17 +315,20 @@ fn little_left_is_told_once_until_there_is_clearly_more() {
     assert_eq!(spent(&mut state, 10), []);
     done(&mut state, NOON, top_up(12, "pay-3")); // 56
     assert_eq!(spent(&mut state, 10), [(46, None)]);
+    done(&mut state, NOON, top_up(54, "pay-4"));
+    let both = [(10, None), (10, Some(100))]; // through both thresholds at once
+    assert_eq!(spent(&mut state, 90), both);
     let actions: Vec<&str> = state.audit.iter().map(|record| record.action.as_str()).collect();
     assert_eq!(
         actions.iter().filter(|action| **action == "credit.low").count(),
-        2
+        3
     );
     assert_eq!(
         actions
             .iter()
             .filter(|action| **action == "credit.top_up_wanted")
             .count(),
-        1
+        2
     );
 }
 

@@ -18,7 +18,7 @@ use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
 use tollway_shared::window::Span;
 
-use super::tally::{self, Tally};
+use super::tally::{self, Held, Tally};
 use super::view::key;
 use super::{Kept, State, Step, credit, must_exist, not_found, refuse, tenant};
 
@@ -27,7 +27,7 @@ pub const ROLLS_MAX: usize = 1_000;
 
 /// Which budgets limit a scope. Made from the budgets; not stored.
 pub type ScopeIndex = OrdSet<(BudgetScope, BudgetId)>;
-/// When current windows end. Made from the tallies; not stored.
+/// When current windows end, or raises. Made from the tallies, or the budgets; not stored.
 pub type EndIndex = OrdSet<(UnixMillis, BudgetId)>;
 
 /// The index of all budgets by what they limit.
@@ -44,6 +44,59 @@ pub(super) fn ends(state: &State) -> EndIndex {
     windows
         .filter_map(|(id, tally)| Some((tally.current.span.end?, id.clone())))
         .collect()
+}
+
+/// The index of all raises by their end.
+pub(super) fn raise_ends(state: &State) -> EndIndex {
+    let budgets = state.budgets.values().map(|kept| &kept.value);
+    budgets.flat_map(ends_of_raises).collect()
+}
+
+fn ends_of_raises(budget: &Budget) -> impl Iterator<Item = (UnixMillis, BudgetId)> {
+    let raises = budget.terms.raises.iter();
+    raises.map(|raise| (raise.until, budget.id.clone()))
+}
+
+/// For the leader: whether a raise is over, and still counts because nothing has been written since.
+pub fn has_expired_raise(state: &State, at: UnixMillis) -> bool {
+    let first = state.raise_ends.get_min();
+    first.is_some_and(|(end, _)| *end <= at.max(state.now))
+}
+
+/// With every entry: takes back what is granted on raises that are over.
+pub(super) fn expire_raises(state: &mut State, step: &mut Step<'_>) {
+    while let Some((end, id)) = state.raise_ends.get_min().cloned() {
+        if end > state.now {
+            break;
+        }
+        let Some(mut kept) = state.budgets.get(&id).cloned() else {
+            break; // each is of a budget
+        };
+        kept.value.terms.raises = in_force(&kept.value.terms, state.now);
+        tally::with(state, step, &id, |state, step| {
+            let budget = kept.value.clone();
+            index_raises(state, &budget);
+            state.budgets.insert(id.clone(), kept);
+            lease(state, step, &budget);
+        });
+    }
+}
+
+/// Before a budget takes the place of what is kept.
+fn index_raises(state: &mut State, budget: &Budget) {
+    unindex_raises(state, &budget.id);
+    state.raise_ends.extend(ends_of_raises(budget));
+}
+
+fn unindex_raises(state: &mut State, id: &BudgetId) {
+    let before: Vec<_> = state
+        .budgets
+        .get(id)
+        .map(|kept| ends_of_raises(&kept.value).collect())
+        .unwrap_or_default();
+    for end in before {
+        state.raise_ends.remove(&end);
+    }
 }
 
 /// The budgets that count a request on this path for this model: a look-up per level, however many budgets there are.
@@ -121,7 +174,7 @@ fn named(state: &State, command: &Command) -> BTreeSet<BudgetId> {
             ..
         } => ask.wants.iter().map(|want| want.budget.clone()).collect(),
         Command::RecordSpend(stretch) => {
-            let cells = stretch.sums.iter().map(|(cell, _)| cell);
+            let cells = stretch.sums.iter().map(|spent| &spent.cell);
             let budgets = cells.flat_map(|cell| covering(state, &cell.path, &cell.model));
             budgets.map(|budget| budget.id).collect()
         }
@@ -168,11 +221,21 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
         return Err(refuse(RefusalCode::Invalid, "time_zone", detail));
     };
     store(state, step, &budget)?;
+    let held = state.tallies.get(&budget.id).map(|tally| tally.held.clone());
+    let held = match before.as_ref().zip(held.as_ref()) {
+        // Nodes may still have some of it, which its new window is charged with.
+        None if state.books.former.contains_key(&budget.id) => Held::ALL,
+        Some((old, held)) if kept && old.leased() == budget.leased() => held.clone(),
+        before => Held::changed(step.revision, before, budget.leased()),
+    };
     if !kept {
         remove_book(state, &budget.id);
         let of = organization_of(state, &budget.scope).cloned();
         let amount = tally::so_far(state, &budget, window, of.as_ref());
         set_tally(state, &budget.id, Some(Tally::open(window, amount)));
+    }
+    if let Some(tally) = state.tallies.get_mut(&budget.id) {
+        Arc::make_mut(tally).held = held;
     }
     lease(state, step, &budget);
     step.changed.push(key(ResourceKind::Budget, budget.id.text()));
@@ -182,6 +245,7 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
 /// Keeps the record and its place in the index.
 fn store(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), Refusal> {
     let before = state.budgets.get(&budget.id).map(|kept| kept.value.scope.clone());
+    index_raises(state, budget);
     step.put(&mut state.budgets, budget.id.clone(), budget.clone())?;
     if let Some(scope) = before {
         state.budget_scopes.remove(&(scope, budget.id.clone()));
@@ -223,8 +287,10 @@ fn set_tally(state: &mut State, id: &BudgetId, tally: Option<Tally>) {
     }
 }
 
-/// Keeps a budget of the cluster's own; a new one has counted nothing.
-pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, window: Span) {
+/// Keeps a budget of the cluster's own.
+///
+/// - `counted`: what a new one has counted.
+pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, window: Span, counted: i64) {
     let kept = Kept {
         value: budget.clone(),
         revision: step.revision,
@@ -234,7 +300,12 @@ pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, 
         .budget_scopes
         .insert((budget.scope.clone(), budget.id.clone()));
     if !state.tallies.contains_key(&budget.id) {
-        set_tally(state, &budget.id, Some(Tally::open(window, 0)));
+        let remade = state.books.former.contains_key(&budget.id);
+        let mut tally = Tally::open(window, counted);
+        if !remade {
+            tally.held = Held::changed(step.revision, None, true);
+        }
+        set_tally(state, &budget.id, Some(tally));
     }
     lease(state, step, budget);
     step.changed.push(key(ResourceKind::Budget, budget.id.text()));
@@ -249,6 +320,7 @@ pub(super) fn remove_kept(state: &mut State, step: &mut Step<'_>, id: &BudgetId)
 
 pub(super) fn remove(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> Result<(), Refusal> {
     credit::must_be_theirs(id)?;
+    unindex_raises(state, id);
     let budget = step.take(&mut state.budgets, id, "budget")?;
     forget(state, step, &budget);
     Ok(())
@@ -318,7 +390,7 @@ fn check(terms: &Terms) -> Result<(), Refusal> {
     let field = match fault {
         TermsFault::Limit => "limit",
         TermsFault::Cycle(_) => "period",
-        TermsFault::PerRequest => "per_request_max",
+        TermsFault::PerRequest | TermsFault::PerRequestSoft => "per_request_max",
         TermsFault::Thresholds => "thresholds_percent",
         TermsFault::Raises => "raises",
         TermsFault::Standby => "standby_ppm",

@@ -129,6 +129,36 @@ fn a_raise_counts_until_its_end_and_survives_a_put() {
 }
 
 #[test]
+fn what_is_out_on_a_raise_that_is_over_is_asked_back() {
+    let mut state = with_nodes();
+    done(&mut state, Command::PutBudget(samples::budget(100)));
+    let until = NOON.plus_ms(4_000);
+    let raise = Raise {
+        amount: 1_000,
+        until,
+        author: AdminId::trusted("root"),
+        reason: "launch".into(),
+    };
+    let budget = BudgetId::trusted("b");
+    done(&mut state, Command::RaiseBudget { budget, raise });
+    assert!(enlist(&mut state, "eu-1", EU_1));
+    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 800), Verdict::Granted);
+    assert!(!has_expired_raise(&state, until.plus_ms(-1)) && has_expired_raise(&state, until));
+    let idle = || Command::RollBudgets(Vec::new());
+    let early = at(&mut state, until.plus_ms(-1), idle());
+    assert_eq!((early.effects, book(&state, "b").2), (Vec::new(), 300));
+    let ended = at(&mut state, until, idle());
+    let recalls = ended.effects.iter().filter_map(|effect| match effect {
+        Effect::Recall(recall) => Some(recall.amount),
+        _ => None,
+    });
+    assert_eq!(recalls.collect::<Vec<_>>(), [700], "all that is above the limit");
+    assert!(!has_expired_raise(&state, until.plus_ms(DAY_MS)));
+    let kept = &state.budgets.get(&BudgetId::trusted("b")).unwrap().value;
+    assert_eq!((kept.terms.raises.len(), state.raise_ends.len()), (0, 0));
+}
+
+#[test]
 fn a_new_limit_keeps_what_is_leased_and_another_scope_is_charged_for_it() {
     let mut state = with_nodes();
     done(&mut state, Command::PutBudget(samples::budget(100)));
@@ -258,6 +288,7 @@ fn credit_that_nodes_have_is_not_granted_again_when_an_organization_is_held_to_i
             amount: tollway_shared::money::NanoUsd(100),
         },
         reference: "gift".into(),
+        payment: None,
         reason: String::new(),
     };
     done(&mut state, Command::MoveCredit(top_up));
@@ -340,15 +371,15 @@ fn only_the_budgets_of_the_path_and_the_model_are_charged_in_their_unit() {
         done(&mut state, Command::PutBudget(put));
     }
     let mut spend = samples::spend(0, 10, 11);
-    let (mut cell, sums) = spend.sums[0].clone();
-    cell.model = ModelId::trusted("a/other");
+    let mut other = spend.sums[0].clone();
+    other.cell.model = ModelId::trusted("a/other");
     done(&mut state, Command::RecordSpend(spend.clone()));
     let recorded =
         |state: &State, id: &str| state.tallies.get(&BudgetId::trusted(id)).unwrap().current.amount;
     for (id, _, expected) in &budgets {
         assert_eq!(recorded(&state, id), *expected, "{id}");
     }
-    (spend.from, spend.to, spend.sums) = (10, 20, vec![(cell, sums)]);
+    (spend.from, spend.to, spend.sums) = (10, 20, vec![other]);
     done(&mut state, Command::RecordSpend(spend));
     assert_eq!((recorded(&state, "org"), recorded(&state, "model")), (22, 11));
     // One that moves to another scope counts what was recorded there.
@@ -438,7 +469,7 @@ fn the_budget_of_a_key_holds_for_those_that_replace_it() {
     }
     for (from, key, cost) in [(10, "k2", 20), (20, "k3", 39), (30, "k", 1)] {
         let mut stretch = samples::spend(from, from + 10, cost);
-        stretch.sums[0].0.path.key = ApiKeyId::trusted(key);
+        stretch.sums[0].cell.path.key = ApiKeyId::trusted(key);
         done(&mut state, Command::RecordSpend(stretch));
     }
     let id = BudgetId::trusted("key");

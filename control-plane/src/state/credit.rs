@@ -62,6 +62,7 @@ pub(super) fn put_fees(state: &mut State, step: &mut Step<'_>, fees: &Fees) -> R
 
 /// Sets whose payments are believed. None: nobody's.
 pub(super) fn put_secrets(state: &mut State, step: &mut Step<'_>, secrets: &[Sealed]) -> Result<(), Refusal> {
+    step.expect_revision(None)?;
     if secrets.len() > SECRETS_MAX {
         return Err(refuse(
             RefusalCode::Invalid,
@@ -77,6 +78,25 @@ pub(super) fn put_secrets(state: &mut State, step: &mut Step<'_>, secrets: &[Sea
     });
     state.payment_secrets = secrets.to_vec();
     Ok(())
+}
+
+/// An organization with credit stays: the money is its customer's. What one that is held to nothing owes for usage, it owes also when it
+/// is gone.
+pub(super) fn must_be_settled(state: &State, id: &OrganizationId) -> Result<(), Refusal> {
+    let available = state.accounts.get(id).map_or(0, |account| account.available());
+    let may_owe = billing(state, id).line().is_none();
+    let held = held(state, id);
+    if held == 0 && (available == 0 || (may_owe && available < 0)) {
+        return Ok(());
+    }
+    let (available, held) = (credit::shown(available), NanoUsd(held));
+    Err(Refusal {
+        code: RefusalCode::Conflict,
+        field: None,
+        detail: format!(
+            "this organization's account has {available} dollars, and {held} of its credit are with nodes; refund or adjust it to zero first, and make it `unlimited` so that nodes give back what they hold"
+        ),
+    })
 }
 
 /// An organization that goes takes its settings with it. Its account stays: what happened, happened.
@@ -153,9 +173,7 @@ pub(super) fn release(state: &mut State, step: &mut Step<'_>, order: &ReleaseCre
 pub(super) fn settle(state: &mut State, step: &mut Step<'_>, id: &OrganizationId) {
     let billing = billing(state, id);
     enforce(state, step, id, &billing);
-    if let Some(effect) = watch(state, id, &billing) {
-        step.effects.push(effect);
-    }
+    step.effects.extend(watch(state, id, &billing));
 }
 
 fn enforce(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, billing: &Billing) {
@@ -183,13 +201,13 @@ fn enforce(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, billing:
         model: None,
         terms: Terms::money(NanoUsd(limit)),
     };
-    budget::put_kept(state, step, &kept, Span::LIFETIME);
+    budget::put_kept(state, step, &kept, Span::LIFETIME, 0);
 }
 
-/// Whether somebody must hear that little is left: once, until there is clearly more.
-fn watch(state: &mut State, id: &OrganizationId, billing: &Billing) -> Option<Effect> {
+/// What somebody must hear of how little is left, each once until there is clearly more: that it is low, and that more is wanted.
+fn watch(state: &mut State, id: &OrganizationId, billing: &Billing) -> Vec<Effect> {
     if billing.low_balance.is_none() && billing.auto_top_up.is_none() {
-        return None;
+        return Vec::new();
     }
     let mut account = state
         .accounts
@@ -211,11 +229,14 @@ fn watch(state: &mut State, id: &OrganizationId, billing: &Billing) -> Option<Ef
     if before.is_none_or(|before| **before != account) {
         state.accounts.insert(id.clone(), Arc::new(account));
     }
-    (tells || asks.is_some()).then(|| Effect::LowBalance {
+    let low = tells.then_some(None);
+    let wanted = asks.map(|rule| Some(rule.amount));
+    let told = low.into_iter().chain(wanted).map(|top_up| Effect::LowBalance {
         organization: id.clone(),
         available: credit::shown(available),
-        top_up: asks.map(|rule| rule.amount),
-    })
+        top_up,
+    });
+    told.collect()
 }
 
 /// Refuses what people may not do to the budgets that this module keeps.

@@ -65,6 +65,9 @@ fn budgets(state: &State) -> Option<String> {
     if state.window_ends != super::budget::ends(state) {
         return Some("the ends of windows are not those of the tallies".into());
     }
+    if state.raise_ends != super::budget::raise_ends(state) {
+        return Some("the ends of raises are not those of the budgets".into());
+    }
     if !state.tallies.keys().eq(state.budgets.keys()) {
         return Some("there is not one tally for each budget".into());
     }

@@ -98,6 +98,7 @@ fn prepaid() -> State {
                 amount: NanoUsd(100),
             },
             reference: "pay-1".into(),
+            payment: None,
             reason: String::new(),
         }),
     );

@@ -49,11 +49,11 @@ fn measures_applying_recorded_spend() {
 }
 
 fn apply_all(state: &mut State) -> f64 {
-    let cell = samples::spend(0, 1, 5).sums.remove(0);
+    let spent = samples::spend(0, 1, 5).sums.remove(0);
     let stretch = |n: i64| {
-        let mut sums = vec![cell.clone(); CELLS];
-        for (place, (cell, _)) in sums.iter_mut().enumerate() {
-            cell.path.key = ApiKeyId::trusted(format!("key-{}", place * KEYS / CELLS));
+        let mut sums = vec![spent.clone(); CELLS];
+        for (place, spent) in sums.iter_mut().enumerate() {
+            spent.cell.path.key = ApiKeyId::trusted(format!("key-{}", place * KEYS / CELLS));
         }
         RecordSpend {
             sums,

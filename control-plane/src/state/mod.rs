@@ -26,6 +26,7 @@ pub mod idempotency;
 pub mod invariant;
 pub mod lease;
 pub mod member;
+pub mod moved;
 mod quota;
 pub mod spend;
 pub mod tally;
@@ -126,6 +127,9 @@ pub struct State {
     /// When current windows end. Follows from `tallies`, so it is not stored.
     #[serde(skip)]
     pub window_ends: budget::EndIndex,
+    /// When raises end. Follows from `budgets`, so it is not stored.
+    #[serde(skip)]
+    pub raise_ends: budget::EndIndex,
     /// Hard and clamping budgets: who has how much of them.
     pub books: Books,
     /// Admins.
@@ -187,6 +191,7 @@ impl State {
         let StoredState::V1(mut state) = codec::decode(Kind::Checkpoint, bytes)?;
         state.budget_scopes = budget::scopes(&state);
         state.window_ends = budget::ends(&state);
+        state.raise_ends = budget::raise_ends(&state);
         Ok(state)
     }
 }
@@ -248,6 +253,7 @@ fn run(state: &mut State, index: u64, entry: &Entry) -> Applied {
         lease: None,
         effects: Vec::new(),
     };
+    budget::expire_raises(&mut next, &mut step);
     if let Err(refusal) = dispatch(&mut next, &mut step) {
         return Applied {
             outcome: Outcome::Refused(refusal),

@@ -10,7 +10,7 @@ use tollway_shared::ids::{ModelId, OrganizationId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::Period;
 
-use super::{State, Step, budget};
+use super::{State, Step, budget, tally};
 
 /// After a model, an organization or the settings have changed: every organization's quota.
 pub(super) fn follow_all(state: &mut State, step: &mut Step<'_>) {
@@ -71,7 +71,9 @@ fn follow_one(state: &mut State, step: &mut Step<'_>, id: &OrganizationId, offer
         model: Some(ModelId::every_free()),
         terms,
     };
-    budget::put_kept(state, step, &kept, window);
+    // One that is back on the same day goes on where it was.
+    let counted = tally::so_far(state, &kept, window, Some(id));
+    budget::put_kept(state, step, &kept, window, counted);
 }
 
 #[cfg(test)]
@@ -129,6 +131,7 @@ mod tests {
                     amount: NanoUsd(amount),
                 },
                 reference: format!("{method:?}"),
+                payment: None,
                 reason: String::new(),
             };
             done(&mut state, Command::MoveCredit(order));
@@ -136,6 +139,37 @@ mod tests {
         }
         done(&mut state, Command::RemoveModel(ModelId::trusted("a/m:free")));
         assert_eq!(limit(&state), None);
+    }
+
+    #[test]
+    fn what_went_back_is_not_bought() {
+        let mut state = samples::catalog();
+        done(&mut state, Command::PutModel(model("a/m:free")));
+        let amount = NanoUsd(10_000_000_000);
+        let top_up = |method| CreditMove::TopUp { method, amount };
+        let moves = [
+            (top_up(PayMethod::Card), amount, 1_000),
+            (
+                CreditMove::Refund { amount: NanoUsd(1) },
+                NanoUsd(amount.0 - 1),
+                50,
+            ),
+            (top_up(PayMethod::Promo), NanoUsd(amount.0 - 1), 50),
+            (CreditMove::TakenBack { amount }, NanoUsd::ZERO, 50),
+            (top_up(PayMethod::Card), amount, 1_000),
+        ];
+        for (number, (made, bought, expected)) in moves.into_iter().enumerate() {
+            let order = MoveCredit {
+                organization: organization(),
+                made,
+                reference: format!("move-{number}"),
+                payment: None,
+                reason: String::new(),
+            };
+            done(&mut state, Command::MoveCredit(order));
+            let found = state.accounts[&organization()].bought;
+            assert_eq!((found, limit(&state)), (bought, Some(expected)), "{number}");
+        }
     }
 
     #[test]
@@ -151,11 +185,17 @@ mod tests {
             let before = tally::exhausted_window(&state, &quota_id(&organization()));
             assert_eq!(before, None, "before stretch {n}");
             let mut stretch = samples::spend(n, n + 1, 0);
-            stretch.sums[0].0.model = ModelId::trusted(name);
-            (stretch.sums[0].1.requests, stretch.sums[0].1.served) = (100, served);
+            stretch.sums[0].cell.model = ModelId::trusted(name);
+            (stretch.sums[0].sums.requests, stretch.sums[0].sums.served) = (100, served);
             done(&mut state, Command::RecordSpend(stretch));
         }
         let window = tally::exhausted_window(&state, &quota_id(&organization())).unwrap();
         assert_eq!(window.end, Some(NOON.plus_ms(12 * 3_600_000)), "midnight UTC");
+        // The only free model goes and is back: the day is the same.
+        done(&mut state, Command::RemoveModel(ModelId::trusted("a/m:free")));
+        assert_eq!(tally::exhausted_window(&state, &quota_id(&organization())), None);
+        done(&mut state, Command::PutModel(model("a/m:free")));
+        let again = tally::exhausted_window(&state, &quota_id(&organization())).unwrap();
+        assert_eq!(again, window);
     }
 }

@@ -1,7 +1,7 @@
 //! A small state for tests: one provider, model, endpoint and price; one organization, project and key.
 
 use tollway_proto::command::{
-    Admin, Command, Entry, InitCluster, Outcome, PutBudget, RecordSpend, Role, UsageCell, UsageSums,
+    Admin, Command, Entry, InitCluster, Outcome, PutBudget, RecordSpend, Role, Spent, UsageCell, UsageSums,
 };
 use tollway_shared::budget::terms::Terms;
 use tollway_shared::budget::{Budget, BudgetScope};
@@ -128,6 +128,7 @@ pub(crate) fn provider(base_url: &str) -> Provider {
         auth: AuthScheme::Bearer,
         private_network: false,
         stream_usage: true,
+        output_cap: None,
         bills_after_cancel: false,
         on_disconnect: None,
         connect_timeout_ms: 1000,
@@ -222,7 +223,11 @@ pub(crate) fn spend(from: i64, to: i64, cost: i64) -> RecordSpend {
         partition: 0,
         from,
         to,
-        sums: vec![(cell, sums)],
+        sums: vec![Spent {
+            cell,
+            revision: Revision(u64::MAX), // admitted under whatever there is
+            sums,
+        }],
         writers: vec![(WriterId(1), to as u64)],
     }
 }

@@ -16,11 +16,11 @@ pub(super) fn record(state: &mut State, step: &mut Step<'_>, stretch: &RecordSpe
         );
         return Err(refuse(RefusalCode::Conflict, "from", detail));
     }
-    for (cell, sums) in &stretch.sums {
-        let entry = state.usage.entry(cell.clone()).or_default();
-        *entry = added(entry, sums);
-        for budget in budget::covering(state, &cell.path, &cell.model) {
-            tally::charge(state, step, &budget, cell, sums);
+    for spent in &stretch.sums {
+        let entry = state.usage.entry(spent.cell.clone()).or_default();
+        *entry = added(entry, &spent.sums);
+        for budget in budget::covering(state, &spent.cell.path, &spent.cell.model) {
+            tally::charge(state, step, &budget, spent);
         }
     }
     account::record(state, step, stretch);

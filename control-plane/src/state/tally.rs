@@ -7,10 +7,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tollway_proto::command::{UsageCell, UsageSums};
-use tollway_shared::budget::Budget;
+use tollway_proto::command::{Spent, UsageSums};
 use tollway_shared::budget::terms::Unit;
-use tollway_shared::ids::{BudgetId, OrganizationId};
+use tollway_shared::budget::{Budget, BudgetScope};
+use tollway_shared::ids::{BudgetId, ModelId, OrganizationId, Revision};
 use tollway_shared::lease::account::PAST_MAX;
 use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKind;
@@ -39,6 +39,70 @@ pub struct Tally {
     pub past: Vec<Recorded>,
     /// The highest threshold that was told of the current window, percent; only of soft budgets.
     pub told: u8,
+    /// Which requests hold on the leases of the current window.
+    pub held: Held,
+}
+
+/// Which requests have held what they cost on a budget's leases: those of the others are charged when they are recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Those admitted under this snapshot revision and later ones; none where the budget is soft.
+    pub since: Option<Revision>,
+    /// And these, from before it was changed.
+    pub before: Option<HeldBefore>,
+}
+
+/// Requests that held on a budget as it was before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBefore {
+    /// Admitted under this revision and later ones,
+    pub since: Revision,
+    /// but before this one.
+    pub until: Revision,
+    /// What the budget limited.
+    pub scope: BudgetScope,
+    /// The model that it was about, if not all.
+    pub model: Option<ModelId>,
+}
+
+impl Held {
+    /// All of them: of a window that began with its leases.
+    pub(super) const ALL: Self = Self {
+        since: Some(Revision(0)),
+        before: None,
+    };
+
+    /// After the budget has changed at a revision.
+    ///
+    /// - `before`: what it said, and which requests held on that.
+    pub(super) fn changed(at: Revision, before: Option<(&Budget, &Self)>, leased: bool) -> Self {
+        let held = before.and_then(|(budget, held)| {
+            let now = held.since.map(|since| HeldBefore {
+                since,
+                until: at,
+                scope: budget.scope.clone(),
+                model: budget.model.clone(),
+            });
+            now.or_else(|| held.before.clone())
+        });
+        Self {
+            since: leased.then_some(at),
+            before: held,
+        }
+    }
+
+    fn has(&self, state: &State, spent: &Spent) -> bool {
+        let revision = spent.revision;
+        let before = |before: &HeldBefore| {
+            (before.since..before.until).contains(&revision)
+                && before
+                    .model
+                    .as_ref()
+                    .is_none_or(|model| model.includes(&spent.cell.model))
+                && covers(state, &before.scope, &spent.cell.path)
+        };
+        self.since.is_some_and(|since| revision >= since) || self.before.as_ref().is_some_and(before)
+    }
 }
 
 impl Tally {
@@ -48,6 +112,7 @@ impl Tally {
             current: Recorded { span, amount },
             past: Vec::new(),
             told: 0,
+            held: Held::ALL,
         }
     }
 
@@ -57,6 +122,10 @@ impl Tally {
         self.past.truncate(PAST_MAX);
         self.current = Recorded { span, amount: 0 };
         self.told = 0;
+        self.held = Held {
+            since: self.held.since.map(|_| Revision(0)),
+            before: None,
+        };
     }
 
     /// Every kept window, newest first.
@@ -115,22 +184,24 @@ pub(super) fn with<T>(
     done
 }
 
-/// Counts a cell for a budget that covers it.
-pub(super) fn charge(
-    state: &mut State,
-    step: &mut Step<'_>,
-    budget: &Budget,
-    cell: &UsageCell,
-    sums: &UsageSums,
-) {
-    let amount = used(budget.terms.unit, sums);
+/// Counts usage for a budget that covers it.
+pub(super) fn charge(state: &mut State, step: &mut Step<'_>, budget: &Budget, spent: &Spent) {
+    let amount = used(budget.terms.unit, &spent.sums);
     let crossed = with(state, step, &budget.id, |state, _| {
         let now = state.now;
         let tally = Arc::make_mut(state.tallies.get_mut(&budget.id)?);
-        tally.add(cell.day, amount);
+        tally.add(spent.cell.day, amount);
         crossed(budget, tally, now)
     });
     step.effects.extend(crossed);
+    let unheld = state.tallies.get(&budget.id).is_some_and(|tally| {
+        // What is of a window before the current one is of no leases that can still be granted.
+        spent.cell.day >= tally.current.span.start.day() && !tally.held.has(state, spent)
+    });
+    if budget.leased() && unheld {
+        let effects = state.books.charge(&budget.id, amount, state.now);
+        step.effects.extend(effects);
+    }
 }
 
 /// Of a soft budget; the others tell by what is settled.
@@ -175,7 +246,112 @@ fn used(unit: Unit, sums: &UsageSums) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use tollway_proto::command::{Command, PutBilling};
+    use tollway_shared::budget::terms::Mode;
+    use tollway_shared::catalog::Model;
+    use tollway_shared::credit::{Billing, BillingMode};
+    use tollway_shared::money::NanoUsd;
+    use tollway_shared::time::Period;
+
     use super::*;
+    use crate::state::lease_samples::{at, book, done, edited};
+    use crate::state::samples::{self, NOON};
+
+    fn spend(state: &mut State, revision: Revision, model: &str, cost: i64) {
+        let from = state.usage_offsets.get(&0).copied().unwrap_or(0);
+        let mut stretch = samples::spend(from, from + 1, cost);
+        (stretch.sums[0].revision, stretch.sums[0].cell.model) = (revision, ModelId::trusted(model));
+        done(state, Command::RecordSpend(stretch));
+    }
+
+    fn put(state: &mut State, edit: impl FnOnce(&mut Budget)) -> (Revision, Revision) {
+        let before = state.revision;
+        done(state, Command::PutBudget(edited(100, edit)));
+        (before, state.revision)
+    }
+
+    #[test]
+    fn what_was_admitted_before_a_budget_is_charged_when_it_is_recorded() {
+        let mut state = samples::catalog();
+        let first = state.revision;
+        spend(&mut state, first, "a/m", 1);
+        let (before, since) = put(&mut state, |_| {});
+        assert!(before < since);
+        spend(&mut state, before, "a/m", 7);
+        assert_eq!(book(&state, "b"), (1 + 7, 0, 92));
+        spend(&mut state, since, "a/m", 50);
+        assert_eq!(book(&state, "b"), (8, 0, 92), "its lease will say so");
+        // Another limit changes nothing about that.
+        done(&mut state, Command::PutBudget(samples::budget(200)));
+        spend(&mut state, since, "a/m", 50);
+        assert_eq!(book(&state, "b"), (8, 0, 192));
+    }
+
+    #[test]
+    fn a_soft_budget_that_becomes_hard_is_charged_for_what_held_nothing_on_it() {
+        let mut state = samples::catalog();
+        let (_, hard) = put(&mut state, |_| {});
+        let (_, soft) = put(&mut state, |budget| budget.terms.mode = Mode::Soft);
+        spend(&mut state, soft, "a/m", 3);
+        let (_, since) = put(&mut state, |_| {});
+        for (revision, cost) in [(hard, 10), (soft, 20), (since, 40)] {
+            spend(&mut state, revision, "a/m", cost);
+        }
+        assert_eq!(book(&state, "b").0, 3 + 20);
+    }
+
+    #[test]
+    fn a_budget_of_more_than_before_is_charged_for_what_held_on_less_of_it() {
+        let mut state = samples::catalog();
+        let other = Model {
+            id: ModelId::trusted("a/n"),
+            ..state.models.values().next().unwrap().value.clone()
+        };
+        done(&mut state, Command::PutModel(other));
+        let (_, narrow) = put(&mut state, |budget| budget.model = Some(ModelId::trusted("a/m")));
+        put(&mut state, |_| {});
+        for (model, cost) in [("a/m", 10), ("a/n", 20)] {
+            spend(&mut state, narrow, model, cost);
+        }
+        assert_eq!(book(&state, "b").0, 20);
+    }
+
+    #[test]
+    fn what_was_admitted_before_the_last_window_is_charged_to_no_lease_of_this_one() {
+        let mut state = samples::catalog();
+        let daily = |budget: &mut Budget| budget.terms.cycle = Period::Daily.into();
+        let (before, _) = put(&mut state, daily);
+        let midnight = NOON.plus_ms(DAY_MS / 2);
+        let idle = Command::RollBudgets(Vec::new());
+        let rolls = super::super::budget::due(&state, &idle, midnight);
+        at(&mut state, midnight, Command::RollBudgets(rolls));
+        let mut stretch = samples::spend(0, 1, 7);
+        stretch.sums[0].revision = before;
+        at(&mut state, midnight, Command::RecordSpend(stretch));
+        assert_eq!(book(&state, "b"), (0, 0, 100));
+    }
+
+    #[test]
+    fn credit_is_charged_for_what_was_admitted_before_an_organization_was_held_to_it() {
+        let mut state = samples::catalog();
+        let before = state.revision;
+        done(
+            &mut state,
+            Command::PutBilling(PutBilling {
+                organization: OrganizationId::trusted("o"),
+                billing: Billing {
+                    mode: BillingMode::Postpaid {
+                        credit_line: NanoUsd(100),
+                    },
+                    ..Billing::default()
+                },
+            }),
+        );
+        let budget = tollway_shared::credit::budget_id(&OrganizationId::trusted("o"));
+        spend(&mut state, before, "a/m", 7);
+        assert_eq!(book(&state, budget.as_str()), (7, 0, 93));
+        assert_eq!(state.accounts.values().next().unwrap().available(), -7);
+    }
 
     #[test]
     fn a_day_counts_for_the_window_that_has_its_noon() {

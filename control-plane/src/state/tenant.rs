@@ -72,6 +72,7 @@ pub(super) fn remove_organization(
         own.map(|credential| format!("credential `{}`", credential.key())),
         "organization",
     )?;
+    credit::must_be_settled(state, id)?;
     step.take(&mut state.organizations, id, "organization")?;
     step.changed.push(key(ResourceKind::Organization, id.text()));
     credit::forget(state, step, id);

@@ -132,7 +132,7 @@ mod tests {
     fn record(state: &mut State, days: i32, partition: i32, writer: u128) {
         let from = state.usage_offsets.get(&partition).copied().unwrap_or(0);
         let mut stretch = samples::spend(from, from + 1, 5);
-        stretch.sums[0].0.day = Day(NOON.day().0 + days);
+        stretch.sums[0].cell.day = Day(NOON.day().0 + days);
         let stretch = RecordSpend {
             partition,
             writers: vec![(WriterId(writer), from.unsigned_abs() + 1)],

@@ -8,7 +8,7 @@ pub mod reply;
 use std::rc::Rc;
 
 use http::header::HOST;
-use http::{HeaderMap, HeaderValue, Method, Request, Version};
+use http::{HeaderMap, Method, Request, Version};
 use hyper::body::Incoming;
 use tollway_shared::fault::Fault;
 
@@ -43,9 +43,9 @@ pub async fn route(plane: &Rc<Plane>, request: Request<Incoming>) -> Reply {
         "analytics/query" if request.method() == Method::POST => {
             account::read(plane, request, Noun::Analytics).await
         }
-        "analytics/query" => not_allowed(plane, &request, "POST"),
+        "analytics/query" => account::refused(plane, &wrong_method(&request, "POST")),
         "generation" | "credits" | "key" | "auth/key" | "activity" | "analytics/meta" => {
-            not_allowed(plane, &request, "GET")
+            account::refused(plane, &wrong_method(&request, "GET"))
         }
         _ => match rest.strip_prefix("models/") {
             Some(slug) if get => models::one(plane, request.headers(), slug),
@@ -88,15 +88,16 @@ fn not_found(plane: &Rc<Plane>, request: &Request<Incoming>) -> Reply {
     refused(plane, &fault)
 }
 
-fn not_allowed(plane: &Rc<Plane>, request: &Request<Incoming>, allow: &'static str) -> Reply {
-    let fault = Fault::MethodNotAllowed {
+fn wrong_method(request: &Request<Incoming>, allow: &'static str) -> Fault {
+    Fault::MethodNotAllowed {
         method: short(request.method().as_str()),
         path: short(request.uri().path()),
         allow,
-    };
-    let mut reply = refused(plane, &fault);
-    reply
-        .headers_mut()
-        .insert(http::header::ALLOW, HeaderValue::from_static(allow));
+    }
+}
+
+fn not_allowed(plane: &Rc<Plane>, request: &Request<Incoming>, allow: &'static str) -> Reply {
+    let mut reply = refused(plane, &wrong_method(request, allow));
+    reply::text(reply.headers_mut(), "allow", allow);
     reply
 }

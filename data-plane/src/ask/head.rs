@@ -197,6 +197,8 @@ impl<'de> Visitor<'de> for Message {
                     return Err(refused(&field, "must be a string"));
                 }
                 "content" => measure.add(estimate::content(value.get())),
+                // An earlier answer in sound, by its id.
+                "audio" => measure.has_files |= not_null(value).is_some(),
                 "tool_calls" => measure.text_bytes += value.get().len() as u64,
                 _ => {}
             }

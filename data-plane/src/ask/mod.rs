@@ -19,6 +19,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tollway_shared::catalog::OutputCap;
 use tollway_shared::fault::Fault;
 
 use crate::dialects::estimate::{Prompt, Size};
@@ -58,16 +59,31 @@ pub struct Ask {
     pub ours_at: Vec<Range<usize>>,
     /// The caller's cap on the completion tokens of one answer.
     pub output_tokens_max: Option<u32>,
-    /// Where the caps are in the body, or the `null` in the place of one.
-    pub caps_at: Vec<Range<usize>>,
+    /// The caps in the body, those that are `null` too.
+    pub caps: Vec<Cap>,
     /// A lower cap than the caller's, that a budget has put on it.
     pub clamped: Option<u32>,
+    /// Whether its worst case is held: then no answer may be longer than what that was made from.
+    pub is_held: bool,
     /// How many answers it wants, usually one.
     pub answers: u32,
     /// The measure of its prompt, for a provider that counts none and for a node that dies.
     pub prompt: Prompt,
     /// The most prompt tokens that it can be.
     pub prompt_tokens_max: u64,
+}
+
+/// A member of the body that caps the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cap {
+    /// Its name.
+    pub name: OutputCap,
+    /// Where its key is, quotes included.
+    pub key_at: Range<usize>,
+    /// Where its value is.
+    pub value_at: Range<usize>,
+    /// Whether that is `null`: no cap.
+    pub is_null: bool,
 }
 
 /// The caller's routing preferences, as far as they are acted on; other members are ignored.
@@ -129,17 +145,22 @@ impl Ask {
                 format!("has more than {FALLBACKS_MAX} entries"),
             ));
         }
-        let caps = [head.max_tokens, head.max_completion_tokens];
-        let [max_tokens, max_completion_tokens] = caps.map(|cap| cap.and_then(not_null));
-        let mut caps_at: Vec<_> = [max_tokens, max_completion_tokens]
-            .into_iter()
-            .flatten()
-            .map(at)
-            .collect();
-        if caps_at.is_empty() {
-            // A `null` is where a cap would have to go: nobody knows which of two values counts.
-            caps_at.extend(caps.into_iter().flatten().take(1).map(at));
-        }
+        let named = [
+            (OutputCap::MaxTokens, head.max_tokens),
+            (OutputCap::MaxCompletionTokens, head.max_completion_tokens),
+        ];
+        let cap = |(name, value): (OutputCap, Option<&RawValue>)| {
+            let value_at = at(value?);
+            let key_at = place::key(text, &value_at);
+            Some(Cap {
+                name,
+                key_at,
+                value_at,
+                is_null: value.and_then(not_null).is_none(),
+            })
+        };
+        let caps: Vec<_> = named.into_iter().filter_map(cap).collect();
+        let [max_tokens, max_completion_tokens] = named.map(|(_, value)| value.and_then(not_null));
         let max_tokens = count("max_tokens", u32::MAX, max_tokens)?;
         let max_completion_tokens = count("max_completion_tokens", u32::MAX, max_completion_tokens)?;
         let ask = Self {
@@ -154,8 +175,9 @@ impl Ask {
             ours_at: members(text, &head.ours),
             // The newer name, where a caller sends both.
             output_tokens_max: max_completion_tokens.or(max_tokens),
-            caps_at,
+            caps,
             clamped: None,
+            is_held: false,
             answers: count("n", ANSWERS_MAX, head.n)?.unwrap_or(1),
             prompt_tokens_max: prompt.tokens_max(body.len() as u64),
             prompt,

@@ -14,6 +14,13 @@ pub(super) fn place(text: &str, part: &str) -> Range<usize> {
     start..start + part.len()
 }
 
+/// The key of the member whose value is at `value`, with its quotes.
+pub(super) fn key(text: &str, value: &Range<usize>) -> Range<usize> {
+    let before = |end: usize, byte: u8| memchr::memrchr(byte, &text.as_bytes()[..end]).unwrap_or(0);
+    let closing = before(before(value.start, b':'), b'"');
+    before(closing, b'"')..closing + 1
+}
+
 /// The ranges of whole members (key, value and one comma) given the places of their keys and values, in order.
 pub(super) fn members(text: &str, ours: &[(&str, &RawValue)]) -> Vec<Range<usize>> {
     let bytes = text.as_bytes();

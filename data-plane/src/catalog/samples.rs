@@ -19,6 +19,7 @@ pub(crate) fn resources(price: i64) -> Vec<Resource> {
             auth: AuthScheme::Bearer,
             private_network: false,
             stream_usage: true,
+            output_cap: None,
             bills_after_cancel: false,
             on_disconnect: None,
             connect_timeout_ms: 1000,

@@ -2,9 +2,12 @@
 //!
 //! Text is measured in bytes here. How many tokens these are is learned of each endpoint ([`crate::ratios`]).
 
-use serde::Deserialize;
-use serde_json::value::RawValue;
 use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 use tollway_shared::tokens::TokenCounts;
 
 use crate::ratios::{BYTES_PER_TOKEN, Counted, Learned};
@@ -96,19 +99,17 @@ pub fn content(json: &str) -> Measure {
         };
     }
     let mut measure = Measure::default();
-    let Ok(parts) = serde_json::from_str::<Option<Vec<Part<'_>>>>(json) else {
+    let Ok(parts) = serde_json::from_str::<Option<Vec<Part>>>(json) else {
         measure.has_files = true;
         return measure;
     };
     for part in parts.into_iter().flatten() {
-        let texts = [part.text, part.refusal];
-        measure.text_bytes += texts.iter().flatten().map(|text| text.len() as u64).sum::<u64>();
-        if let Some(image) = part.image_url {
+        measure.text_bytes += part.text_bytes;
+        if let Some(bytes) = part.image_bytes {
             measure.attachments += 1;
-            measure.image_bytes += image.get().len() as u64;
+            measure.image_bytes += bytes;
         }
-        let kind = part.kind.as_deref();
-        if !matches!(kind, None | Some("text" | "refusal" | "image_url")) {
+        if part.is_file {
             measure.attachments += 1;
             measure.has_files = true;
         }
@@ -168,17 +169,70 @@ pub fn counts(size: &Size, reply_bytes: u64) -> TokenCounts {
     }
 }
 
-#[derive(Deserialize)]
-struct Part<'a> {
-    #[serde(borrow, default, rename = "type")]
-    kind: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    text: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    refusal: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    image_url: Option<&'a RawValue>,
+/// A part of a message's content, as far as its tokens go.
+#[derive(Default)]
+struct Part {
+    text_bytes: u64,
+    image_bytes: Option<u64>,
+    /// Whether it has, or names, what is not bounded by its bytes or a flat amount. Of members that nobody knows here that is assumed:
+    /// some servers go by them whatever the part's `type` says.
+    is_file: bool,
 }
+
+impl<'de> Deserialize<'de> for Part {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PartVisitor)
+    }
+}
+
+struct PartVisitor;
+
+impl<'de> Visitor<'de> for PartVisitor {
+    type Value = Part;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a part of a message's content")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Part, A::Error> {
+        let mut part = Part::default();
+        while let Some(Text(key)) = map.next_key()? {
+            match &*key {
+                "type" => {
+                    let kind: Option<Text<'_>> = map.next_value()?;
+                    let kind = kind.as_ref().map(|Text(kind)| &**kind);
+                    part.is_file |= !matches!(kind, None | Some("text" | "refusal" | "image_url"));
+                }
+                "text" | "refusal" => {
+                    let text: Option<Text<'_>> = map.next_value()?;
+                    part.text_bytes += text.map_or(0, |Text(text)| text.len() as u64);
+                }
+                "image_url" => match map.next_value::<&RawValue>()?.get() {
+                    "null" => part.is_file = true, // one that the server has kept
+                    image => part.image_bytes = Some(image.len() as u64),
+                },
+                // Of answers that are sent back, and how closely to look at an image.
+                "cache_control" | "annotations" | "citations" | "detail" | "id" | "index" => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                _ => part.is_file |= may_name_something(map.next_value::<&RawValue>()?.get()),
+            }
+        }
+        Ok(part)
+    }
+}
+
+/// Whether a value can stand for something that is elsewhere: no number, nothing empty.
+fn may_name_something(json: &str) -> bool {
+    let inside = json
+        .strip_prefix(['"', '[', '{'])
+        .and_then(|rest| rest.strip_suffix(['"', ']', '}']));
+    inside.is_some_and(|inside| !inside.trim().is_empty())
+}
+
+/// A text that is borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Bytes of a text in JSON, its closing quote included in `text`. An escape stands for one byte, `\\uXXXX` for two.
 fn text_bytes(text: &str) -> u64 {
@@ -283,6 +337,27 @@ mod tests {
             (
                 r#"[{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}]"#,
                 true,
+            ),
+            (
+                r#"[{"text":"what is this","video_url":"https://example.com/v.mp4"}]"#,
+                true,
+            ),
+            (
+                r#"[{"type":"text","text":"","input_audio":{"data":"AAAA"}}]"#,
+                true,
+            ),
+            (r#"[{"image_url":null,"uuid":"kept"}]"#, true),
+            (
+                r#"[{"type":"text","text":"a","annotations":[{"url":"u"}],"id":"p1","n":1,"more":[ ],"last":false}]"#,
+                false,
+            ),
+            (
+                r#"[{"type":"image_url","image_url":{"url":"data:,"},"detail":"low"}]"#,
+                false,
+            ),
+            (
+                r#"[{"type":"text","text":"a","cache_control":{"type":"ephemeral"},"video_url":null}]"#,
+                false,
             ),
             (r#"{"type":"file"}"#, true),
             ("[7]", true),

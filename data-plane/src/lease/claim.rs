@@ -4,6 +4,7 @@
 //! ([`crate::dialects::estimate::Prompt::tokens_max`]). The answer is bounded by the caller's cap, or the endpoint's, or the model's
 //! context. Each candidate of the plan is priced at its dearest prices, and the dearest candidate counts.
 
+use tollway_shared::budget::terms::Terms;
 use tollway_shared::cost::Prices;
 use tollway_shared::lease::hold::{Amounts, Claim};
 use tollway_shared::money::{NanoUsd, Price, UNITS_PER_PRICE};
@@ -149,6 +150,19 @@ impl Bounds {
         let each = completion / self.answers.max(1);
         (each > 0 && most.requests > 0).then_some(each)
     }
+
+    /// The cap for a request that has none of its own, where all that it could cost is more than budgets allow for one request; `None`
+    /// where it is not, and where not even one token is allowed.
+    pub fn cap_under_ceilings<'a>(&self, terms: impl Iterator<Item = &'a Terms>) -> Option<u64> {
+        let worst = self.claim().worst;
+        let mut most = worst;
+        for terms in terms {
+            if let Some(ceiling) = terms.per_request_max {
+                most.lower(terms.unit, ceiling);
+            }
+        }
+        self.cap_within(&most).filter(|_| most != worst)
+    }
 }
 
 #[cfg(test)]
@@ -217,6 +231,30 @@ mod tests {
                 "{input} and {output}: {least:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_request_without_a_cap_may_cost_all_that_budgets_allow_for_one() {
+        let free = bounds(None, vec![rates(&prices(0, 2_000_000, None, None), 100)]);
+        let allowed = |most: &[i64]| {
+            let terms: Vec<Terms> = most
+                .iter()
+                .map(|most| Terms {
+                    per_request_max: Some(*most),
+                    ..Terms::money(NanoUsd(1_000_000))
+                })
+                .collect();
+            free.cap_under_ceilings(terms.iter())
+        };
+        let besides = 7 + ROUNDING;
+        assert_eq!(allowed(&[]), None);
+        assert_eq!(allowed(&[1_000_000]), None, "more than it can cost");
+        assert_eq!(
+            allowed(&[1_000_000, 2 * 2 * 30 + besides]),
+            Some(30),
+            "the whole of it, for each of two answers"
+        );
+        assert_eq!(allowed(&[besides]), None, "too dear with one token");
     }
 
     #[test]

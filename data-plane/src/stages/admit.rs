@@ -5,6 +5,7 @@ use tollway_shared::budget::BudgetScope;
 use tollway_shared::credit;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
+use tollway_shared::lease::hold::Left;
 use tollway_shared::notice::Notice;
 use tollway_shared::snapshot::Snapshot;
 use tollway_shared::time::UnixMillis;
@@ -150,7 +151,13 @@ fn spent(
                 .contains(view.budget.id.as_str())
                 .then(|| view.budget.resets_at(now));
             if let Some(resets_at) = view.stops(now).or(told) {
-                return Err(Fault::spent(&view.budget, scope.level(), resets_at, now));
+                return Err(Fault::spent(
+                    &view.budget,
+                    scope.level(),
+                    Left::Nothing,
+                    resets_at,
+                    now,
+                ));
             }
         }
     }

@@ -17,7 +17,7 @@ use tollway_shared::catalog::Turn;
 use tollway_shared::credit;
 use tollway_shared::fault::Fault;
 use tollway_shared::ids::ModelId;
-use tollway_shared::lease::hold::{self, Amounts, Hold, Level, Short};
+use tollway_shared::lease::hold::{self, Amounts, Hold, Left, Level, Short};
 use tollway_shared::lease::slice::Reach;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::snapshot::Snapshot;
@@ -95,13 +95,14 @@ pub async fn worst_case(
         return Ok(());
     }
     let desk = cx.plane.desk.clone();
-    let mut bounds = bounds_of(&snapshot, caller, plan, ask);
+    let mut bounds = bounds_of(&snapshot, caller, plan, ask, &budgets);
     let until = Instant::now() + PATIENCE;
-    let mut waited = false;
+    let (mut waited, mut fault) = (false, Fault::BudgetUnavailable);
     for _ in 0..TRIES_MAX {
         let (held, reach) = try_hold(&desk, &budgets, &bounds, clock::now());
         let spent = match held {
             Ok(holding) => {
+                ask.is_held = holding.is_some();
                 cx.record.holding = holding;
                 clamp(cx, ask, bounds.cap);
                 return Ok(());
@@ -129,20 +130,27 @@ pub async fn worst_case(
                     bounds.cap = Some(bounds.cap.map_or(cap, |now| now.min(cap)));
                     continue;
                 }
+                // Other requests took it between two looks: the next try says which budget is spent.
                 let clamps = |budget: &&Budget<'_>| budget.terms.mode == Mode::Clamp;
-                let budget = budgets.iter().find(clamps);
-                budget.map(|budget| (budget, budget.exhausted(None)))
+                if let Some(budget) = budgets.iter().find(clamps) {
+                    fault = budget.exhausted(Left::Nothing, None);
+                }
+                continue;
             }
-            Err(Short::Spent { level, resets_at }) => {
+            Err(Short::Spent {
+                level,
+                left,
+                resets_at,
+            }) => {
                 let budget = budgets.get(level);
-                budget.map(|budget| (budget, budget.exhausted(resets_at)))
+                budget.map(|budget| (budget, budget.exhausted(left, resets_at)))
             }
             Err(Short::PerRequest { level, .. }) => {
                 let budget = budgets.get(level);
                 budget.map(|budget| (budget, budget.too_dear()))
             }
         };
-        let (budget, fault) = spent.ok_or(Fault::Internal)?;
+        let (budget, spent) = spent.ok_or(Fault::Internal)?;
         // A model with a budget of its own leaves the others to be tried, and credit those that are free.
         let only = budget.view.budget.model.as_ref();
         let is_credit = credit::is_credit(&budget.view.budget.id);
@@ -151,13 +159,13 @@ pub async fn worst_case(
             only.is_some_and(|only| !only.includes(model)) || (is_credit && model.is_free())
         };
         if !plan.attempts.iter().any(other) {
-            return Err(fault);
+            return Err(spent);
         }
         plan.attempts.retain(other);
         budgets = on_path(&snapshot, caller, plan, capped);
-        bounds = bounds_of(&snapshot, caller, plan, ask);
+        bounds = bounds_of(&snapshot, caller, plan, ask, &budgets);
     }
-    Err(Fault::BudgetUnavailable)
+    Err(fault)
 }
 
 /// Puts a lower cap into the request, and says so.
@@ -171,10 +179,10 @@ fn clamp(cx: &mut Context, ask: &mut Ask, cap: Option<u64>) {
 }
 
 impl Budget<'_> {
-    fn exhausted(&self, resets_at: Option<UnixMillis>) -> Fault {
+    fn exhausted(&self, left: Left, resets_at: Option<UnixMillis>) -> Fault {
         let now = clock::now();
         let resets_at = resets_at.or_else(|| self.view.budget.resets_at(now));
-        Fault::spent(&self.view.budget, self.level, resets_at, now)
+        Fault::spent(&self.view.budget, self.level, left, resets_at, now)
     }
 
     fn too_dear(&self) -> Fault {
@@ -226,7 +234,7 @@ fn terms(terms: &Terms, capped: bool) -> Cow<'_, Terms> {
     })
 }
 
-fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bounds {
+fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask, budgets: &[Budget<'_>]) -> Bounds {
     let prompt_tokens = prompt_tokens_max(snapshot, plan, ask);
     let rates = plan.attempts.iter().map(|candidate| {
         let most = output_tokens_max(snapshot, candidate);
@@ -239,12 +247,17 @@ fn bounds_of(snapshot: &Snapshot, caller: &Caller, plan: &Plan, ask: &Ask) -> Bo
         )
         .billed(owed_bps(snapshot, caller, candidate))
     });
-    Bounds {
+    let mut bounds = Bounds {
         prompt_tokens,
         answers: u64::from(ask.answers),
         cap: ask.output_tokens_max.map(u64::from),
         rates: rates.collect(),
+    };
+    if bounds.cap.is_none() {
+        let ceilings = budgets.iter().map(|budget| &*budget.terms);
+        bounds.cap = bounds.cap_under_ceilings(ceilings);
     }
+    bounds
 }
 
 /// The most tokens of the prompt. Of a file nobody knows more than what the largest of the models takes in.
@@ -460,7 +473,7 @@ mod tests {
             let caller = caller((draw >> 33) as usize % KEYS);
             let begun = std::time::Instant::now();
             let budgets = on_path(&snapshot, &caller, &plan, true);
-            let bounds = bounds_of(&snapshot, &caller, &plan, &ask);
+            let bounds = bounds_of(&snapshot, &caller, &plan, &ask, &budgets);
             let (held, _) = try_hold(&desk, black_box(&budgets), &bounds, UnixMillis(0));
             let holding = held.unwrap().unwrap();
             assert_eq!(holding.held.parts.len(), 4);

@@ -48,6 +48,7 @@ pub(super) struct Shipper {
     retry_at: Instant,
     backoff: Duration,
     tidied: Instant,
+    tidy_every: Duration,
     tickets: Vec<Ticket>,
     totals: Arc<ShipTotals>,
 }
@@ -62,6 +63,7 @@ impl Shipper {
             retry_at: Instant::now(),
             backoff: BACKOFF.0,
             tidied: Instant::now(),
+            tidy_every: TIDY_EVERY,
             tickets: Vec::new(),
             totals,
         }
@@ -86,7 +88,7 @@ impl Shipper {
                 false
             }
         };
-        if self.tidied.elapsed() >= TIDY_EVERY {
+        if self.tidied.elapsed() >= self.tidy_every {
             self.tidy();
         }
         moved
@@ -178,6 +180,12 @@ impl Shipper {
         });
         self.retry_at = Instant::now() + self.backoff.mul_f64(0.5 + jitter / 2.0);
         self.backoff = (self.backoff * 2).min(BACKOFF.1);
+    }
+
+    /// From now on it is told when to tidy, and goes by no clock: on a busy machine a test takes longer than it looks.
+    #[cfg(test)]
+    pub(super) fn tidy_when_told(&mut self) {
+        self.tidy_every = Duration::MAX;
     }
 
     /// Deletes what is not needed any more and publishes the figures.

@@ -264,9 +264,15 @@ impl Lane {
         }
     }
 
-    /// The last sequence given out, per partition.
-    pub(super) fn sequences(&self) -> Vec<u64> {
-        self.lock().sequences.clone()
+    /// Per partition the last sequence whose request is settled. Where outcomes wait in memory for their sequence, that is none that
+    /// could ever be given out: their requests are settled already, and must not be settled again when they are read.
+    pub(super) fn settled(&self) -> Vec<u64> {
+        let inner = self.lock();
+        if inner.waiting.is_empty() {
+            inner.sequences.clone()
+        } else {
+            vec![u64::MAX; inner.sequences.len()]
+        }
     }
 
     /// How many outcomes wait in memory.

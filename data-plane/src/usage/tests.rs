@@ -52,6 +52,7 @@ impl Bench {
 
     pub(super) fn shipper(&self, script: &Script) -> Shipper {
         let mut shipper = Shipper::new(script.open(), Arc::new(ShipTotals::default()));
+        shipper.tidy_when_told();
         shipper.add(self.lane.extent.clone(), false).unwrap();
         shipper
     }

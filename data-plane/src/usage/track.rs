@@ -34,7 +34,7 @@ impl Track {
         let at = |(lane, segment): (&Arc<Lane>, &u64)| WriterAt {
             writer: lane.extent.writer,
             segment: *segment,
-            sequences: lane.sequences(),
+            sequences: lane.settled(),
         };
         self.0.iter().zip(segments).map(at).collect()
     }

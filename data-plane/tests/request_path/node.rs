@@ -101,6 +101,7 @@ pub(crate) fn served_by(
             },
             private_network: true,
             stream_usage: true,
+            output_cap: None,
             bills_after_cancel: name.starts_with("bills"),
             on_disconnect: match name.rsplit('-').next() {
                 Some("aborts") => Some(OnDisconnect::Abort),

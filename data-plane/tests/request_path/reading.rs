@@ -58,9 +58,25 @@ async fn without_a_control_plane_usage_cannot_be_read_and_models_answer_all_the_
         assert_eq!(body["error"]["code"], status, "{path}");
         assert_eq!(body["error"]["metadata"]["param"], param, "{path}");
     }
-    let posted = node.http.post(format!("{}/v1/credits", node.running.api_url));
-    let posted = posted.bearer_auth(&node.key).send().await.unwrap();
-    assert_eq!((posted.status().as_u16(), header(&posted, "allow")), (405, "GET"));
+    for (method, path, allow) in [
+        ("POST", "credits", "GET"),
+        ("PUT", "key", "GET"),
+        ("DELETE", "auth/key", "GET"),
+        ("GET", "analytics/query", "POST"),
+    ] {
+        let url = format!("{}/v1/{path}", node.running.api_url);
+        let wrong = node.http.request(method.parse().unwrap(), url);
+        let wrong = wrong.bearer_auth(&node.key).send().await.unwrap();
+        assert_eq!(
+            (wrong.status().as_u16(), header(&wrong, "allow")),
+            (405, allow),
+            "{path}"
+        );
+        assert!(!header(&wrong, "x-tollway-request-id").is_empty());
+        let body: Value = wrong.json().await.unwrap();
+        assert_eq!(body["error"]["code"], 405, "{path}");
+        assert_eq!(body["error"]["metadata"]["code"], "method_not_allowed", "{path}");
+    }
     assert_eq!(node.ask("hello", json!({})).await.status(), 200);
     assert_eq!(node.events(1).await.len(), 1, "reading is no usage");
     node.running.stop().await;

@@ -65,7 +65,7 @@ pub(crate) async fn run(client: &Client, format: Format, command: Account) -> Re
             insert(&mut body, "credit_line", credit_line.map(Value::from));
             insert(&mut body, "low_balance", low_balance.map(Value::from));
             if let Some(rule) = auto_top_up {
-                let (threshold, amount) = pair("--auto-top-up", &rule)?;
+                let (threshold, amount) = pair("--auto-top-up", "THRESHOLD=AMOUNT", &rule)?;
                 let rule = json!({"threshold": threshold, "amount": amount});
                 insert(&mut body, "auto_top_up", Some(rule));
             }

@@ -95,6 +95,7 @@ pub(crate) const NOUNS: &[Noun] = &[
         &[
             "id",
             "scope",
+            "unit",
             "limit_in_force",
             "period",
             "mode",
@@ -205,6 +206,8 @@ mod tests {
         assert_eq!(path_of("credential", "p/c").unwrap(), "providers/p/credentials/c");
         assert!(path_of("credential", "c").unwrap_err().contains("PROVIDER/ID"));
         assert_eq!(path_of("model", "a/b").unwrap(), "models/a%2Fb");
+        // Dollars, tokens and requests look alike.
+        assert!(find("budget").unwrap().columns.contains(&"unit"));
         assert!(list(|noun| noun.declared).starts_with("organization, provider, credential"));
     }
 }

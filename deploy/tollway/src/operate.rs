@@ -199,7 +199,7 @@ async fn budget(client: &Client, format: Format, command: Budget) -> Result<(), 
             per_request_max,
             thresholds,
         } => {
-            let (level, of) = pair("--scope", &scope)?;
+            let (level, of) = pair("--scope", "LEVEL=ID", &scope)?;
             let mut body = json!({
                 "scope": {level: of}, "limit": limit, "unit": unit, "period": period, "time_zone": time_zone,
                 "mode": mode, "thresholds_percent": thresholds,
@@ -373,7 +373,7 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
     query.add("from", command.from.clone());
     query.add("to", command.to.clone());
     for filter in &command.filters {
-        let (field, value) = pair("--where", filter)?;
+        let (field, value) = pair("--where", "FIELD=VALUE", filter)?;
         query.add(field, Some(value.to_owned()));
     }
     let answer = client.pages(&query.path("usage")).await?;
@@ -403,7 +403,7 @@ async fn usage(client: &Client, format: Format, command: &Usage) -> Result<(), F
 /// Labels as the admin API has them.
 fn labelled(labels: &[String]) -> Result<Value, Failure> {
     let pairs = labels.iter().map(|label| {
-        let (name, value) = pair("label", label)?;
+        let (name, value) = pair("label", "NAME=VALUE", label)?;
         Ok((name.to_owned(), Value::from(value)))
     });
     pairs
@@ -411,10 +411,13 @@ fn labelled(labels: &[String]) -> Result<Value, Failure> {
         .map(Value::Object)
 }
 
-pub(crate) fn pair<'a>(flag: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {
+/// Two words of a flag's value.
+///
+/// - `wanted`: its form, as the help has it.
+pub(crate) fn pair<'a>(flag: &str, wanted: &str, text: &'a str) -> Result<(&'a str, &'a str), Failure> {
     text.split_once('=')
         .filter(|(name, value)| !name.is_empty() && !value.is_empty())
-        .ok_or_else(|| Failure::Usage(format!("{flag} `{text}`: wanted is NAME=VALUE")))
+        .ok_or_else(|| Failure::Usage(format!("{flag} `{text}`: wanted is {wanted}")))
 }
 
 pub(crate) fn insert(body: &mut Value, name: &str, value: Option<Value>) {
@@ -456,13 +459,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_without_a_value_names_the_flag() {
-        assert_eq!(pair("--scope", "project=web").unwrap(), ("project", "web"));
-        assert!(
-            pair("--scope", "project=")
-                .unwrap_err()
-                .to_string()
-                .contains("--scope")
-        );
+    fn a_pair_without_a_value_names_the_flag_and_its_form() {
+        let scope = |text| pair("--scope", "LEVEL=ID", text).map_err(|failure| failure.to_string());
+        assert_eq!(scope("project=web"), Ok(("project", "web")));
+        for text in ["project=", "=web", "acme"] {
+            let told = scope(text).unwrap_err();
+            assert!(
+                told.contains("--scope") && told.contains("wanted is LEVEL=ID"),
+                "{told}"
+            );
+        }
     }
 }

@@ -96,7 +96,7 @@ pub(crate) async fn run(client: &Client, format: Format, report: Report) -> Resu
             let mut query = Query::default();
             query.add("period", Some(period));
             for filter in &filters {
-                let (field, value) = pair("--where", filter)?;
+                let (field, value) = pair("--where", "FIELD=VALUE", filter)?;
                 query.add(field, Some(value.to_owned()));
             }
             let answer = client.get(&query.path("usage/forecast")).await?;
@@ -190,7 +190,7 @@ async fn export(client: &Client, path: &str, form: &str, file: Option<&Path>) ->
 
 /// `ENDPOINT=PRICE` or `ENDPOINT=IN,OUT`.
 fn rate(text: &str) -> Result<Value, Failure> {
-    let (endpoint, price) = pair("--rate", text)?;
+    let (endpoint, price) = pair("--rate", "ENDPOINT=PRICE or ENDPOINT=IN,OUT", text)?;
     Ok(match price.split_once(',') {
         Some((input, output)) => json!({"endpoint": endpoint, "prices": {"input": input, "output": output}}),
         None => json!({"endpoint": endpoint, "price": price}),

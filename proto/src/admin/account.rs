@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tollway_shared::bill;
 use tollway_shared::credit as stored;
+use tollway_shared::money::NanoUsd;
 use utoipa::ToSchema;
 
 use super::text::{self, SecretText, mirror};
@@ -171,7 +172,7 @@ pub struct Account {
     pub uncounted: text::Usd,
     /// What can still be promised to requests, US dollars: `available` and the credit line less `held`; null where nothing limits it.
     pub spendable: Option<text::Usd>,
-    /// Bought in all, US dollars, without what was given.
+    /// Bought in all, US dollars, without what was given and less what went back; never below zero.
     pub bought: text::Usd,
     /// Every account that ever moved. They sum to zero.
     pub balances: Vec<Leg>,
@@ -334,6 +335,40 @@ impl From<stored::FeeRule> for FeeRule {
     }
 }
 
+impl Fees {
+    /// The first field that cannot be, and why.
+    pub fn unsound(&self) -> Option<(&'static str, String)> {
+        let negative = |amount: NanoUsd| amount < NanoUsd::ZERO;
+        let least = |name, rule: &FeeRule| {
+            let wrong = negative(rule.least.0) || rule.least.0 > stored::MOVE_MAX;
+            wrong.then(|| {
+                let most = stored::MOVE_MAX;
+                (name, format!("must not be negative, and at most {most} dollars"))
+            })
+        };
+        let bps = |name, bps: u32| {
+            let wrong = bps > stored::FEE_BPS_MAX;
+            wrong.then(|| {
+                let most = stored::FEE_BPS_MAX;
+                (name, format!("must be at most {most}, hundredths of a percent"))
+            })
+        };
+        let paid = |name, amount: NanoUsd| {
+            let wrong = negative(amount);
+            wrong.then(|| (name, "must not be negative".to_owned()))
+        };
+        bps("card.bps", self.card.bps)
+            .or_else(|| least("card.least", &self.card))
+            .or_else(|| bps("crypto.bps", self.crypto.bps))
+            .or_else(|| least("crypto.least", &self.crypto))
+            .or_else(|| bps("invoice.bps", self.invoice.bps))
+            .or_else(|| least("invoice.least", &self.invoice))
+            .or_else(|| paid("free.bought", self.free.bought.0))
+            .or_else(|| bps("byok.bps", self.byok.bps))
+            .or_else(|| paid("byok.free_list", self.byok.free_list.as_ref()?.0))
+    }
+}
+
 impl From<Fees> for stored::Fees {
     fn from(fees: Fees) -> Self {
         let Fees {
@@ -428,12 +463,15 @@ pub struct PaymentEvent {
 pub struct Payment {
     /// Whose.
     pub organization: text::OrganizationId,
-    /// How much credit, US dollars; the fee that the sender took on top is booked by our own rule.
+    /// How much credit, US dollars; of what was given back at most what is left of the payment; the fee that the sender took on top is booked by our own rule.
     pub amount: text::Usd,
     /// How it was paid; default: `card`.
     #[serde(default)]
     pub method: Option<PayMethod>,
-    /// The payment's own id: the same payment again moves nothing. Default: the message's id.
+    /// `USD`, in any case; others are refused. Default: `USD`.
+    #[serde(default)]
+    pub currency: Option<String>,
+    /// The payment's own id: the same payment again moves nothing. Default: the message's id. Of what was given back: of which payment.
     #[serde(default)]
     pub reference: Option<String>,
     /// Of what was given back, its own id: the same one again moves nothing. Default: the message's id, as one payment may be given

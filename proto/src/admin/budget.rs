@@ -3,15 +3,18 @@
 //! Amounts are decimal strings in the budget's unit: dollars, or whole tokens or requests.
 
 pub mod burn;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 use tollway_shared::budget as stored;
 use tollway_shared::budget::terms;
+use tollway_shared::budget::terms::TermsFault;
 use tollway_shared::ids::{AdminId, BudgetId, Revision};
 use tollway_shared::lease::book::Book;
 use tollway_shared::money::NanoUsd;
 use tollway_shared::time::UnixMillis;
-use tollway_shared::window::{Cycle, Every, Span, Zone};
+use tollway_shared::window::{Cycle, Every, Span, WindowFault, Zone};
 use utoipa::ToSchema;
 
 use super::text::{self, Text, mirror, noun};
@@ -87,7 +90,7 @@ mirror! {
         Hard "hard",
         /// Lower the output cap to what remains; refuse when that is too little for any answer.
         Clamp "clamp",
-        /// Count and show.
+        /// Count and show. Takes no `per_request_max`.
         Soft "soft",
     }
 }
@@ -181,7 +184,7 @@ noun! {
         forecast: Option<Amount>,
         /// When `settled` reaches `limit_in_force` at that rate, if before the end.
         exhausted_at: Option<text::Instant>,
-        /// Temporary raises, expired ones too until they are cleared away.
+        /// Temporary raises that are in force.
         raises: Vec<Raise>,
     }
     fields {
@@ -203,7 +206,7 @@ noun! {
         #[serde(default = "utc")] time_zone: String,
         /// What happens at the limit; default: `hard`.
         #[serde(default = "hard")] mode: BudgetMode,
-        /// The most that one request may cost at worst; default: no ceiling.
+        /// The most that one request may cost at worst; default: no ceiling. Not for `soft`, which holds no request.
         #[serde(default)] per_request_max: Option<Amount>,
         /// Shares of the limit, in percent and ascending, that are announced when they are reached; default: none.
         #[serde(default)] thresholds_percent: Vec<u8>,
@@ -246,6 +249,7 @@ impl BudgetPut {
             raises: Vec::new(),
             standby_ppm,
         };
+        terms.check().map_err(|fault| unsound(&fault, unit))?;
         Ok(stored::Budget {
             id,
             scope: scope.into(),
@@ -253,6 +257,40 @@ impl BudgetPut {
             terms,
         })
     }
+}
+
+/// What is wrong with terms, by the body's own field and in the budget's own unit.
+fn unsound(fault: &TermsFault, unit: terms::Unit) -> FieldFault {
+    let field = match fault {
+        TermsFault::Limit => {
+            return FieldFault::at("limit")(format!("must be above zero and at most {}", most(unit)));
+        }
+        TermsFault::PerRequest | TermsFault::PerRequestSoft => "per_request_max",
+        TermsFault::Thresholds => "thresholds_percent",
+        TermsFault::Raises => "raises",
+        TermsFault::Standby => "standby_ppm",
+        TermsFault::Cycle(fault) => {
+            let field = match fault {
+                WindowFault::Days(_) => "days",
+                WindowFault::Zone(_) | WindowFault::Range => "time_zone",
+            };
+            return FieldFault::at(field)(fault.to_string());
+        }
+    };
+    let text = fault.to_string();
+    let why = text.strip_prefix(&format!("`{field}` ")).unwrap_or(&text);
+    FieldFault::at(field)(why.to_owned())
+}
+
+/// The most that a limit may be, raises included.
+fn most(unit: terms::Unit) -> String {
+    let Amount(amount) = Amount::of(unit, terms::LIMIT_MAX.into());
+    let of = match unit {
+        terms::Unit::Money => "dollars",
+        terms::Unit::Tokens => "tokens",
+        terms::Unit::Requests => "requests",
+    };
+    format!("{amount} {of}")
 }
 
 fn every(period: Period, days: Option<u16>, first_day: Option<text::Day>) -> Result<Every, FieldFault> {
@@ -364,10 +402,24 @@ pub struct RaiseCreate {
 }
 
 impl RaiseCreate {
-    /// The stored form of a raise of a budget in this unit.
-    pub fn into_stored(self, unit: terms::Unit, author: AdminId) -> Result<terms::Raise, FieldFault> {
+    /// The stored form of a raise of a budget with these terms.
+    pub fn into_stored(
+        self,
+        terms: &terms::Terms,
+        author: AdminId,
+        now: UnixMillis,
+    ) -> Result<terms::Raise, FieldFault> {
+        let wrong = FieldFault::at("amount");
+        let amount = self.amount.read(terms.unit).map_err(&wrong)?;
+        let raised = terms.limit_at(now).checked_add(amount);
+        if amount <= 0 || raised.is_none_or(|raised| raised > terms::LIMIT_MAX) {
+            let most = most(terms.unit);
+            return Err(wrong(format!(
+                "must be above zero, and with the limit in force at most {most}"
+            )));
+        }
         Ok(terms::Raise {
-            amount: self.amount.read(unit).map_err(FieldFault::at("amount"))?,
+            amount,
             until: self.until.0,
             author,
             reason: self.reason,
@@ -402,73 +454,5 @@ impl Raise {
             author: Text(author),
             reason,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tollway_shared::time;
-
-    use super::*;
-
-    fn put(json: &str) -> Result<stored::Budget, FieldFault> {
-        let put: BudgetPut = serde_json::from_str(json).unwrap();
-        put.into_stored(BudgetId::trusted("b"))
-    }
-
-    #[test]
-    fn the_short_form_is_a_hard_budget_of_dollars_in_utc() {
-        let budget = put(r#"{"scope": {"key": "k"}, "limit": "0.50", "period": "monthly"}"#).unwrap();
-        let terms = terms::Terms {
-            cycle: time::Period::Monthly.into(),
-            ..terms::Terms::money(NanoUsd(500_000_000))
-        };
-        assert_eq!((budget.terms, budget.model), (terms, None));
-    }
-
-    #[test]
-    fn everything_that_a_budget_says_comes_back() {
-        let json = r#"{"scope": {"organization": "acme"}, "model": "a/m", "unit": "tokens", "limit": "9000000000000",
-            "period": "days", "days": 14, "first_day": "2026-01-05", "time_zone": "europe/berlin", "mode": "clamp",
-            "per_request_max": "1000", "thresholds_percent": [50, 90], "standby_ppm": 20000}"#;
-        let budget = put(json).unwrap();
-        let standing = Standing {
-            book: None,
-            window: Span::LIFETIME,
-            recorded: 7,
-        };
-        let shown = Budget::of(&budget, standing, UnixMillis(0), Revision(3));
-        assert_eq!(
-            (shown.free.0.as_str(), shown.settled.0.as_str()),
-            ("8999999999993", "7")
-        );
-        assert_eq!(shown.time_zone, "Europe/Berlin");
-        let mut again = serde_json::to_value(&shown).unwrap();
-        let wanted: serde_json::Value = serde_json::from_str(json).unwrap();
-        let fields = again.as_object_mut().unwrap();
-        fields.retain(|name, _| wanted.get(name).is_some());
-        assert_eq!(put(&again.to_string()).unwrap(), budget);
-    }
-
-    #[test]
-    fn a_field_that_is_wrong_is_named() {
-        let with = |more: &str| {
-            let json = format!(r#"{{"scope": {{"key": "k"}}, {more}}}"#);
-            put(&json).unwrap_err().field
-        };
-        assert_eq!(with(r#""limit": "lots", "period": "daily""#), "limit");
-        assert_eq!(
-            with(r#""limit": "1.5", "unit": "tokens", "period": "daily""#),
-            "limit"
-        );
-        assert_eq!(
-            with(r#""limit": "1", "period": "days", "first_day": "2026-01-01""#),
-            "days"
-        );
-        assert_eq!(with(r#""limit": "1", "period": "daily", "days": 3"#), "days");
-        assert_eq!(
-            with(r#""limit": "1", "period": "daily", "time_zone": "Europe/Atlantis""#),
-            "time_zone"
-        );
     }
 }

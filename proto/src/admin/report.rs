@@ -59,12 +59,14 @@ pub struct InvoiceTotals {
 pub struct InvoiceEntry {
     /// When.
     pub at: text::Instant,
-    /// `top_up`, `fee`, `refund`, `grant`, `adjustment`; `byok_fee` for fees on own credentials of which only the month is known.
+    /// `top_up`, `refund`, `grant`, `adjustment`; `byok_fee` for fees on own credentials of which only the month is known.
     pub kind: String,
-    /// The id of the transfer; of a `byok_fee` organization and month.
+    /// The id of the transfer; of a `byok_fee`, and of a sum of transfers that are not kept, organization and month.
     pub reference: String,
-    /// US dollars; what the organization pays is above zero.
+    /// By how much the balance rose, US dollars; below zero it fell.
     pub amount: text::Usd,
+    /// What was charged for it on top, US dollars: not from the balance.
+    pub fee: text::Usd,
 }
 
 /// What an organization used and owes for a month.
@@ -84,16 +86,17 @@ pub struct Invoice {
     pub to: text::Day,
     /// `USD`.
     pub currency: String,
-    /// Whether the month has been over for three days, all that the usage log is known to have is counted, and `entries` is whole. Usage
-    /// that arrives even later still counts in its own month.
+    /// Whether the month has been over for three days and all that the usage log is known to have is counted. Usage that arrives even
+    /// later still counts in its own month.
     #[serde(rename = "final")]
     pub is_final: bool,
     /// By project, model and meter.
     pub lines: Vec<InvoiceLine>,
-    /// What was paid, charged and given besides.
+    /// What else moved the balance: `opening_balance` + the amounts of `entries` - the amounts of `lines` = `closing_balance`, but for
+    /// requests that started in one month and were counted in another: balances have them when they are counted.
     pub entries: Vec<InvoiceEntry>,
-    /// Whether `entries`, and with it `fees` and `total`, lacks some: there have been more transfers since than are kept. The audit trail
-    /// has them.
+    /// Whether the first of `entries` are sums of the month by kind: there have been more transfers since than are kept. The audit trail
+    /// has each. `totals` are whole all the same.
     pub entries_missing: bool,
     /// The sums.
     pub totals: InvoiceTotals,
@@ -182,7 +185,8 @@ pub struct Forecast {
     pub spent: text::Usd,
     /// What was spent in the `basis_seconds` before now.
     pub basis_spent: text::Usd,
-    /// Seven days, or the time since the first usage of the last seven days where that is shorter.
+    /// The time since 00:00 UTC seven days ago, or since 00:00 UTC of the first day since then that has usage: sums are kept by the day,
+    /// so the first day's hours before its first usage are in it.
     pub basis_seconds: u64,
     /// `spent` + `basis_spent` × time left / `basis_seconds`, rounded down to a nano-dollar; `spent` where nothing was spent.
     pub forecast: text::Usd,

@@ -1,7 +1,7 @@
 //! What the ledger records of the usage log.
 
 use serde::{Deserialize, Serialize};
-use tollway_shared::ids::{ModelId, ProviderId, WriterId};
+use tollway_shared::ids::{ModelId, ProviderId, Revision, WriterId};
 use tollway_shared::money::NanoUsd;
 use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::Day;
@@ -43,6 +43,17 @@ pub struct UsageSums {
     pub fee: NanoUsd,
 }
 
+/// What a stretch adds to a cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// The cell.
+    pub cell: UsageCell,
+    /// The snapshot revision under which these requests were admitted: it tells which budgets they held on.
+    pub revision: Revision,
+    /// Their sums.
+    pub sums: UsageSums,
+}
+
 /// A folded stretch of one partition of the usage log. Applied only when `from` is the offset the state has reached, so a
 /// stretch that comes twice changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +64,8 @@ pub struct RecordSpend {
     pub from: i64,
     /// The offset after its last record.
     pub to: i64,
-    /// What to add, one entry per cell.
-    pub sums: Vec<(UsageCell, UsageSums)>,
+    /// What to add, one entry per cell and revision.
+    pub sums: Vec<Spent>,
     /// The highest sequence seen per writer, for writers that occur in the stretch.
     pub writers: Vec<(WriterId, u64)>,
 }

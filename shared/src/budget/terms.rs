@@ -67,7 +67,7 @@ pub struct Terms {
     pub cycle: Cycle,
     /// What happens at the limit.
     pub mode: Mode,
-    /// The most that one request may hold.
+    /// The most that one request may hold. A soft budget holds nothing, so it has none.
     pub per_request_max: Option<i64>,
     /// Shares of the limit, in percent and ascending, at which somebody is told.
     pub thresholds_percent: Vec<u8>,
@@ -89,12 +89,15 @@ pub enum TermsFault {
     /// The ceiling per request.
     #[error("`per_request_max` must be above zero")]
     PerRequest,
+    /// A ceiling per request where requests hold nothing.
+    #[error("`per_request_max` needs the mode `hard` or `clamp`: a `soft` budget holds no request")]
+    PerRequestSoft,
     /// The thresholds.
     #[error("`thresholds_percent` must be at most {THRESHOLDS_MAX} ascending numbers above zero")]
     Thresholds,
     /// The raises.
     #[error(
-        "`raises` must be at most {RAISES_MAX} amounts above zero, and with the limit at most {LIMIT_MAX}"
+        "`raises` must be at most {RAISES_MAX} amounts above zero, and with the limit at most what a limit may be"
     )]
     Raises,
     /// The standby share.
@@ -117,13 +120,17 @@ impl Terms {
         }
     }
 
-    /// What is wrong with them, if anything.
+    /// What is wrong with them as somebody asks for them, if anything.
     pub fn check(&self) -> Result<(), TermsFault> {
         self.check_numbers()?;
+        if self.mode == Mode::Soft && self.per_request_max.is_some() {
+            return Err(TermsFault::PerRequestSoft);
+        }
         Ok(self.cycle.check()?)
     }
 
-    /// The same without a look at the time zone: replicas with two editions of the rules must agree.
+    /// What every replica checks again as it applies them. No look at the time zone: replicas with two editions of the rules must
+    /// agree. And nothing that an older log may have in it: a budget that was taken is not refused when it is read again.
     pub fn check_numbers(&self) -> Result<(), TermsFault> {
         let at_most = |sum: i64, raise: &Raise| sum.checked_add(raise.amount).filter(|sum| *sum <= LIMIT_MAX);
         if self.limit <= 0 || self.limit > LIMIT_MAX {
@@ -199,10 +206,19 @@ mod tests {
     #[test]
     fn terms_that_are_not_sound_name_their_field() {
         type Spoil = fn(&mut Terms);
-        let cases: [(&str, Spoil); 8] = [
+        let cases: [(&str, Spoil); 10] = [
             ("`limit`", |t| t.limit = 0),
             ("`limit`", |t| t.limit = LIMIT_MAX + 1),
             ("`per_request_max`", |t| t.per_request_max = Some(0)),
+            ("`per_request_max`", |t| {
+                (t.mode, t.per_request_max) = (Mode::Soft, Some(1));
+            }),
+            ("`cycle`", |t| {
+                t.cycle.every = crate::window::Every::Days {
+                    count: 0,
+                    from: crate::time::Day(0),
+                };
+            }),
             ("`thresholds_percent`", |t| t.thresholds_percent = vec![50, 50]),
             ("`thresholds_percent`", |t| t.thresholds_percent = vec![0]),
             ("`raises`", |t| t.raises = vec![raise(-1, 10)]),

@@ -2,6 +2,7 @@
 
 use super::{AttemptFault, Fault};
 use crate::ids::{ModelId, ProviderId};
+use crate::lease::hold::Left;
 use crate::time::UnixMillis;
 
 impl Fault {
@@ -49,11 +50,15 @@ impl Fault {
                 reason: text(),
             },
             Self::BudgetExhausted {
+                left: Left::Nothing,
                 level: "project",
                 budget: text(),
                 resets_at: None,
             },
-            Self::InsufficientCredits { organization: text() },
+            Self::InsufficientCredits {
+                left: Left::Nothing,
+                organization: text(),
+            },
             Self::FreeQuota {
                 limit: 20,
                 window: "minute",

@@ -3,6 +3,7 @@
 use super::Fault;
 use crate::budget::Budget;
 use crate::credit;
+use crate::lease::hold::Left;
 use crate::time::UnixMillis;
 
 /// Which budget stopped a request.
@@ -21,11 +22,13 @@ impl Fault {
     pub fn spent(
         budget: &Budget,
         level: &'static str,
+        left: Left,
         resets_at: Option<UnixMillis>,
         now: UnixMillis,
     ) -> Self {
         if credit::is_credit(&budget.id) {
             return Self::InsufficientCredits {
+                left,
                 organization: budget.scope.id().to_owned(),
             };
         }
@@ -37,6 +40,7 @@ impl Fault {
             };
         }
         Self::BudgetExhausted {
+            left,
             level,
             budget: budget.id.to_string(),
             resets_at,
@@ -50,6 +54,7 @@ impl Fault {
                 level,
                 budget,
                 resets_at,
+                ..
             } => (level, budget, *resets_at),
             Self::RequestTooDear { level, budget } => (level, budget, None),
             _ => return None,

@@ -14,9 +14,10 @@ use attempt::{attempt_hint, attempts_failed};
 pub use limit::LimitNote;
 use spec::spec;
 pub use spec::{FaultSpec, Owner};
-use text::{close_matches, date, resets_hint, said, successor_hint};
+use text::{close_matches, date, left_hint, left_of_credit_hint, resets_hint, said, successor_hint};
 
 use crate::ids::{ModelId, ProviderId};
+use crate::lease::hold::Left;
 use crate::time::UnixMillis;
 
 /// Why a request was not answered as asked.
@@ -107,9 +108,11 @@ pub enum Fault {
         /// Why each group of endpoints was excluded.
         reason: String,
     },
-    /// A budget on the tenant path is spent.
-    #[error("the {level} budget `{budget}` is spent{}", resets_hint(*resets_at))]
+    /// A budget on the tenant path is spent, or has too little left.
+    #[error("the {level} budget `{budget}` {}{}", left_hint(*left), resets_hint(*resets_at))]
     BudgetExhausted {
+        /// What it has left.
+        left: Left,
         /// The level of the tenant path.
         level: &'static str,
         /// The budget's id.
@@ -117,9 +120,11 @@ pub enum Fault {
         /// When the next period starts, if one does.
         resets_at: Option<UnixMillis>,
     },
-    /// A prepaid or postpaid organization has used up its credit.
-    #[error("the credit of organization `{organization}` is used up; buy more")]
+    /// A prepaid or postpaid organization has used up its credit, or has too little left.
+    #[error("the credit of organization `{organization}` {}", left_of_credit_hint(*left))]
     InsufficientCredits {
+        /// What it has left.
+        left: Left,
         /// Whose.
         organization: String,
     },

@@ -2,6 +2,7 @@
 
 use super::UpstreamNote;
 use crate::ids::ModelId;
+use crate::lease::hold::Left;
 use crate::time::UnixMillis;
 
 pub(super) fn said(note: Option<UpstreamNote<'_>>) -> String {
@@ -15,6 +16,22 @@ pub(super) fn date(at: UnixMillis) -> String {
 
 pub(super) fn successor_hint(successor: Option<&ModelId>) -> String {
     successor.map_or_else(String::new, |model| format!("; use `{model}`"))
+}
+
+/// What a budget has left.
+pub(super) fn left_hint(left: Left) -> &'static str {
+    match left {
+        Left::Nothing => "is spent",
+        Left::Less => "has less left than this request could cost; lower its cap on the answer",
+    }
+}
+
+/// The same of credit.
+pub(super) fn left_of_credit_hint(left: Left) -> &'static str {
+    match left {
+        Left::Nothing => "is used up; buy more",
+        Left::Less => "is less than this request could cost; lower its cap on the answer, or buy more",
+    }
 }
 
 pub(super) fn resets_hint(at: Option<UnixMillis>) -> String {

@@ -324,6 +324,17 @@ impl Books {
         (confirmed, effects)
     }
 
+    /// Charges what was used of a budget by requests that held nothing on its leases.
+    pub fn charge(&mut self, budget: &BudgetId, amount: i64, now: UnixMillis) -> Vec<Effect> {
+        let Some(account) = self.accounts.get_mut(budget).filter(|_| amount > 0) else {
+            return Vec::new();
+        };
+        let account = Arc::make_mut(account);
+        account.refresh(now);
+        account.book.uncarry(-i128::from(amount));
+        self.mend(budget, now)
+    }
+
     /// Leases of which a holder has not heard everything.
     fn untold(&mut self, incarnation: Incarnation) -> Vec<Grant> {
         let Some(member) = self.members.get_mut(&incarnation) else {

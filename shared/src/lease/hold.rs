@@ -34,7 +34,8 @@ impl Amounts {
         amount.max(0)
     }
 
-    fn lower(&mut self, unit: Unit, most: i64) {
+    /// Lowers what is above `most` in a unit.
+    pub fn lower(&mut self, unit: Unit, most: i64) {
         match unit {
             Unit::Money => self.money = self.money.min(NanoUsd(most)),
             Unit::Tokens => self.tokens = self.tokens.min(most),
@@ -71,10 +72,12 @@ pub enum Short {
     Lease(Vec<Want>),
     /// Budgets clamp: lower the output cap so that the worst case fits into this, say so in a header, and try again.
     Clamp(Amounts),
-    /// The budget at this place of the path is spent, as the control plane has said.
+    /// The budget at this place of the path is spent, or has too little left for this request, as the control plane has said.
     Spent {
         /// Index into the levels.
         level: usize,
+        /// What is left of it, as far as is known.
+        left: Left,
         /// When its window ends, if it does.
         resets_at: Option<UnixMillis>,
     },
@@ -85,6 +88,15 @@ pub enum Short {
         /// What it allows.
         most: i64,
     },
+}
+
+/// What a budget has left that refuses a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Nothing that is any use.
+    Nothing,
+    /// Less than this request could cost at most; with a lower cap on its answer it may fit.
+    Less,
 }
 
 /// Money set aside on every level of one request. Exactly one of [`Hold::settle`] and [`Hold::release`] ends it; dropped
@@ -191,12 +203,22 @@ fn short(levels: &[Level<'_>], place: usize, claim: &Claim, now: UnixMillis, rea
     if clamps && slice.room(reach) >= least && at_the_end(slice, now, worst) {
         clamp(levels, claim, now, reach)
     } else if slice.dry(now, least) {
-        Short::Spent {
-            level: place,
-            resets_at: slice.ends_at,
-        }
+        spent(place, slice, claim.least.of(unit), now)
     } else {
         ask(levels, claim, now, reach)
+    }
+}
+
+/// A refusal by a budget that is known not to have enough. What the least of a request was never refused for may be there.
+fn spent(level: usize, slice: &Slice, least: i64, now: UnixMillis) -> Short {
+    Short::Spent {
+        level,
+        left: if slice.dry(now, least) {
+            Left::Nothing
+        } else {
+            Left::Less
+        },
+        resets_at: slice.ends_at,
     }
 }
 
@@ -221,11 +243,7 @@ fn clamp(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> 
             continue;
         };
         if slice.dry(now, least) {
-            let resets_at = slice.ends_at;
-            return Short::Spent {
-                level: place,
-                resets_at,
-            };
+            return spent(place, slice, claim.least.of(unit), now);
         }
         return ask(levels, claim, now, reach);
     }
@@ -264,11 +282,7 @@ fn ask(levels: &[Level<'_>], claim: &Claim, now: UnixMillis, reach: Reach) -> Sh
         };
         let slice = level.slice.filter(|slice| slice.current(now, reach));
         if let Some(slice) = slice.filter(|slice| slice.room(reach) < least && slice.dry(now, least)) {
-            let resets_at = slice.ends_at;
-            return Short::Spent {
-                level: place,
-                resets_at,
-            };
+            return spent(place, slice, claim.least.of(unit), now);
         }
     }
     Short::Lease(wants(levels, claim, reach))

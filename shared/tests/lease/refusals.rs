@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tollway_shared::budget::terms::{Mode, Terms};
 use tollway_shared::ids::{BudgetId, Incarnation, NodeId};
 use tollway_shared::lease::grantor::Books;
-use tollway_shared::lease::hold::{Amounts, Claim, Level, Short, hold};
+use tollway_shared::lease::hold::{Amounts, Claim, Left, Level, Short, hold};
 use tollway_shared::lease::holder::Holder;
 use tollway_shared::lease::message::{Answer, Ask, Effect, Epoch, Grant, Verdict, Want};
 use tollway_shared::lease::slice::Reach;
@@ -103,7 +103,14 @@ fn who_wants_less_than_was_refused_asks() {
     let becomes = |worst| becomes(&holder, &[("b", Mode::Hard)], &claim(worst, worst), NOW);
     assert_eq!(becomes(10), Ok(()));
     assert!(matches!(becomes(49), Err(Short::Lease(_))));
-    assert!(matches!(becomes(50), Err(Short::Spent { level: 0, .. })));
+    let left = |found| match found {
+        Err(Short::Spent { level: 0, left, .. }) => left,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(left(becomes(50)), Left::Nothing);
+    // With a lower cap the same request was never refused.
+    let found = self::becomes(&holder, &[("b", Mode::Hard)], &claim(50, 49), NOW);
+    assert_eq!(left(found), Left::Less);
 }
 
 #[test]

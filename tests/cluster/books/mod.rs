@@ -99,7 +99,11 @@ impl Readers {
             "every partition of the Rust consumer"
         );
         let mut postgres = postgres::Client::connect(&self.postgres.url(), postgres::NoTls)?;
-        let moved = postgres.execute(back, &[])?;
+        // All of it at once: the consumer's transactions take its rows in another order.
+        let mut rewind = postgres.transaction()?;
+        rewind.batch_execute("LOCK TABLE usage_offsets IN EXCLUSIVE MODE")?;
+        let moved = rewind.execute(back, &[])?;
+        rewind.commit()?;
         assert_eq!(
             moved,
             u64::from(PARTITIONS.unsigned_abs()),

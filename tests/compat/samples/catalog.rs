@@ -1,7 +1,7 @@
 //! What is sold, and where: values of the catalog's shapes.
 
 use tollway_shared::catalog::{
-    AuthScheme, Credential, Dialect, Endpoint, Model, OnDisconnect, PriceVersion, Provider,
+    AuthScheme, Credential, Dialect, Endpoint, Model, OnDisconnect, OutputCap, PriceVersion, Provider,
 };
 use tollway_shared::cost::{Prices, Tier};
 use tollway_shared::ids::{CredentialId, EndpointId, ModelId, PriceId, ProviderId, Region};
@@ -19,6 +19,7 @@ pub(super) fn provider() -> Provider {
         auth: AuthScheme::XApiKey,
         private_network: true,
         stream_usage: true,
+        output_cap: Some(OutputCap::MaxCompletionTokens),
         bills_after_cancel: true,
         on_disconnect: Some(OnDisconnect::Drain {
             cap_ms: 5_000,

@@ -137,19 +137,23 @@ pub(crate) async fn propose(world: &Rc<World>, command: Command) -> Option<Outco
     append(world, command)?.await.ok()
 }
 
-/// Begins every window that is due, as the leader does each second.
+/// Begins every window that is due and ends every raise that is over, as the leader does each second.
 pub(crate) async fn begin_windows(world: Rc<World>) {
     while !world.is_over() {
         sleep(Duration::from_millis(700)).await;
-        let rolls = {
+        let (rolls, expired) = {
             let control = world.control.borrow();
             let Some(leader) = control.leader.map(|leader| &control.replicas[leader]) else {
                 continue;
             };
             let idle = Command::RollBudgets(Vec::new());
-            budget::due(&leader.state, &idle, world.now().plus_ms(leader.skew_ms))
+            let now = world.now().plus_ms(leader.skew_ms);
+            (
+                budget::due(&leader.state, &idle, now),
+                budget::has_expired_raise(&leader.state, now),
+            )
         };
-        if !rolls.is_empty() {
+        if expired || !rolls.is_empty() {
             propose(&world, Command::RollBudgets(rolls)).await;
         }
     }

@@ -195,6 +195,7 @@ async fn serve(world: &Rc<World>, n: usize, process: &Process, ask: &Ask) -> End
     let price = &prices[world.draw(|rng| rng.random_range(0..prices.len()))];
     let mut event = event(world, n, ask, &path, &model, price, process.clock.now());
     event.tokens.input = ask.prompt;
+    event.revision = snapshot.revision;
     let written = match &held {
         Some(held) => plant::intent(world, process, &event, &held.held),
         None => process.writer.intent(&event),
@@ -258,6 +259,9 @@ async fn worst_case(
     bounds: &mut Bounds,
 ) -> Result<Option<OnHold>, Ended> {
     let mut levels = on_path(snapshot, path, model, capped);
+    if bounds.cap.is_none() {
+        bounds.cap = bounds.cap_under_ceilings(levels.iter().map(|level| &*level.terms));
+    }
     let until = Instant::now() + PATIENCE;
     for _ in 0..TRIES_MAX {
         if levels.is_empty() {

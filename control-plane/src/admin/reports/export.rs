@@ -20,14 +20,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::Api;
-use super::super::exchange::Read;
+use super::super::account::must_be_of;
+use super::super::exchange::{Read, blocking};
 use super::super::fault::Fault;
 use super::super::params::wrong_param;
 use super::days::take_days;
 use super::read::{ReadFault, Source, wanted};
 use crate::billing::lines::Wanted;
 use crate::clock;
-use crate::report::account;
+use crate::report::account::{self, Movement};
 use crate::report::fee::{self, FeeLine};
 use crate::report::focus::columns::Row;
 use crate::report::focus::{csv, parquet, rows};
@@ -72,7 +73,7 @@ impl Format {
 /// Exports charges as FOCUS 1.4 Cost and Usage: one row per hour, API key, meter and endpoint, then rows for rounding, markup and
 /// discount, then fees on own credentials by the day. Exact: `ListCost` sums to the ledger's list cost and those fees, and `EffectiveCost`
 /// to what is owed, to the nano-dollar. In Parquet every number is a decimal. Refused where this replica's billing store does not have all
-/// of it. An answer that breaks off is not whole.
+/// of it, and where movements of credit or fees of a part of a month are wanted that are only known of the month. An answer that breaks off is not whole.
 #[utoipa::path(get, path = "/exports/focus", tag = "reports",
     params(
         ("from" = String, Query, description = "The first UTC day."),
@@ -89,19 +90,29 @@ async fn export_focus(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<R
     let format = format.as_deref().map_or(Ok(Format::Csv), Format::read)?;
     let organization: Option<OrganizationId> = read.params.take_text("organization")?;
     let seen = read.seen(&api).await?;
+    must_be_of(&seen.state, organization.as_ref())?;
     let (source, stand) = Source::whole(&api, &seen.state, days, organization.as_ref()).await?;
-    let of = organization.as_ref();
-    let accounts = seen.state.accounts.keys();
-    let mut fees = Vec::new();
-    for id in accounts.filter(|id| of.is_none_or(|of| of == *id)) {
-        let (from, to) = days;
-        let lines = fee::lines(&seen.state, id, fee::Days { from, to })?;
-        fees.extend(lines.into_iter().filter(|line| line.fee != 0));
-    }
+    let (state, of) = (seen.state.clone(), organization.clone());
+    let wanted = wanted(days, organization);
+    let (start, end) = (wanted.from, wanted.to);
+    let (fees, movements) = blocking(move || {
+        let accounts = state.accounts.keys();
+        let (mut fees, mut movements) = (Vec::new(), Vec::new());
+        for id in accounts.filter(|id| of.as_ref().is_none_or(|of| of == *id)) {
+            let (from, to) = days;
+            let lines = fee::lines(&state, id, fee::Days { from, to })?;
+            fees.extend(lines.into_iter().filter(|line| line.fee != 0));
+            let moved = account::movements(&state, id, start, end)?;
+            movements.extend(moved.into_iter().map(|movement| (id.clone(), movement)));
+        }
+        Ok((fees, movements))
+    })
+    .await?;
     let export = Export {
         state: seen.state.clone(),
-        wanted: wanted(days, organization),
+        wanted,
         fees,
+        movements,
         final_before: stand.as_of(clock::now()).plus_ms(-FINAL_AFTER_MS),
         format,
     };
@@ -143,6 +154,7 @@ struct Export {
     state: Arc<State>,
     wanted: Wanted,
     fees: Vec<FeeLine>,
+    movements: Vec<(OrganizationId, Movement)>,
     final_before: UnixMillis,
     format: Format,
 }
@@ -173,24 +185,10 @@ impl Export {
         charge(merge.finish())?;
         let fees = self.fees.iter();
         let fees = fees.map(|line| rows::fee(line, &self.state, self.final_before));
-        fees.chain(self.movements()).try_for_each(each)
-    }
-
-    fn movements(&self) -> impl Iterator<Item = Row> + '_ {
-        let Wanted {
-            from,
-            to,
-            organization: only,
-        } = &self.wanted;
-        let organizations = self.state.accounts.keys();
-        organizations
-            .filter(move |id| only.as_ref().is_none_or(|only| only == *id))
-            .flat_map(move |id| {
-                let movements = account::movements(&self.state, id, *from, *to);
-                movements
-                    .into_iter()
-                    .flat_map(move |movement| rows::movement(id, &movement, &self.state, self.final_before))
-            })
+        let movements = self.movements.iter();
+        let movements =
+            movements.flat_map(|(id, movement)| rows::movement(id, movement, &self.state, self.final_before));
+        fees.chain(movements).try_for_each(each)
     }
 }
 

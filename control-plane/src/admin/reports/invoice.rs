@@ -13,10 +13,10 @@ use utoipa_axum::routes;
 
 use super::super::Api;
 use super::super::account::must_be_known;
-use super::super::exchange::{Read, path_id};
+use super::super::exchange::{Read, blocking, path_id};
 use super::super::fault::Fault;
 use super::super::params::wrong_param;
-use super::read::{Source, blocking};
+use super::read::Source;
 use crate::billing::lines::Wanted;
 use crate::clock;
 use crate::report::invoice::{Draft, InvoiceFault, Month};
@@ -31,6 +31,12 @@ impl From<InvoiceFault> for Fault {
 
 impl From<fee::Forgotten> for Fault {
     fn from(fault: fee::Forgotten) -> Self {
+        wrong_param("from", fault)
+    }
+}
+
+impl From<account::Forgotten> for Fault {
+    fn from(fault: account::Forgotten) -> Self {
         wrong_param("from", fault)
     }
 }
@@ -77,7 +83,7 @@ async fn get_invoice(
         for line in fee::lines(&state, &id, days)? {
             draft.push_fee(line)?;
         }
-        let money = account::money(&state, &id, month.start, month.end);
+        let money = account::money(&state, &id, month.start, month.end)?;
         Ok(draft.finish(money, stand.freshness(), stand.as_of(clock::now()))?)
     })
     .await?;

@@ -107,19 +107,6 @@ impl Source {
     }
 }
 
-/// Runs what reads and computes, away from the threads that answer.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
-) -> Result<T, Fault> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|fault| {
-        tracing::error!(error = %fault, "a report failed");
-        Err(Fault::new(
-            ProblemCode::Internal,
-            "this replica failed to make the report",
-        ))
-    })
-}
-
 /// The instants of days.
 pub(super) fn wanted((from, to): (Day, Day), organization: Option<OrganizationId>) -> Wanted {
     Wanted {

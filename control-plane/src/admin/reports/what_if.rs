@@ -14,23 +14,30 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::super::Api;
+use super::super::account::must_be_of;
 use super::super::body::read_text;
-use super::super::exchange::{Answer, Write};
+use super::super::exchange::{Answer, Write, blocking};
 use super::super::fault::Fault;
 use super::days::checked;
-use super::read::{Source, blocking, wanted};
+use super::read::{Source, wanted};
 use crate::metrics;
 use crate::report::re_rate::{ReRateFault, ReRating};
 use crate::report::reconcile::Comparison;
 use crate::report::statement;
 use crate::state::State;
 
+/// Largest CSV of a provider.
+const CSV_BYTES_MAX: usize = 16 << 20;
 /// Most rates of one question.
 const RATES_MAX: usize = 1_000;
 
 impl From<ReRateFault> for Fault {
     fn from(fault: ReRateFault) -> Self {
-        Self::new(ProblemCode::TooLarge, fault.to_string())
+        let code = match fault {
+            ReRateFault::Rows => ProblemCode::TooLarge,
+            ReRateFault::Money(_) => ProblemCode::Invalid,
+        };
+        Self::new(code, fault.to_string())
     }
 }
 
@@ -50,16 +57,32 @@ async fn re_rate(Shared(api): Shared<Arc<Api>>, write: Write<ReRate>) -> Result<
     let span = checked(from.0, to.0).map_err(|why| Fault::at(ProblemCode::Invalid, "from", why))?;
     api.cluster.barrier().await?;
     let state = api.cluster.state();
-    let rates = prices(&state, rates)?;
     let organization = organization.map(|id| id.0);
+    must_be_of(&state, organization.as_ref())?;
+    let unknown = unknown(&state, &rates);
+    let rates = prices(&state, rates)?;
     let (source, _) = Source::whole(&api, &state, span, organization.as_ref()).await?;
     let wanted = wanted(span, organization);
     let answer = blocking(move || {
         let mut rating = ReRating::new(rates);
         source.lines(&wanted, |line| rating.push(&line).map_err(Fault::from))?;
+        // One that was removed is known by what it was used for.
+        if let Some((place, id)) = unknown.into_iter().find(|(_, id)| !rating.has(id)) {
+            let field = format!("rates[{place}].endpoint");
+            let detail = format!("`{field}`: endpoint `{id}` does not exist, and was not used in this time");
+            return Err(Fault::at(ProblemCode::Invalid, field, detail));
+        }
         Ok(rating.finish()?)
     });
     Ok(Answer::of(state.revision, answer.await?))
+}
+
+/// Endpoints of rates that there are not now, with their places.
+fn unknown(state: &State, rates: &[Rate]) -> Vec<(usize, EndpointId)> {
+    let named = rates.iter().map(|rate| rate.endpoint.0.clone()).enumerate();
+    named
+        .filter(|(_, id)| !state.endpoints.contains_key(id))
+        .collect()
 }
 
 fn prices(state: &State, rates: Vec<Rate>) -> Result<BTreeMap<EndpointId, Prices>, Fault> {
@@ -130,30 +153,30 @@ impl FromRequest<Arc<Api>> for Csv {
                 detail,
             ));
         }
-        read_text(&parts.headers, body).await.map(Self)
+        read_text(&parts.headers, body, CSV_BYTES_MAX).await.map(Self)
     }
 }
 
 /// Compares a provider's own account of usage with ours. The body is CSV whose header line names the columns `provider` (our id), `day`
 /// (UTC, `2026-11-22`), `model` (our id, or the provider's own name), `tokens` (all kinds together) and `cost` (US dollars) in any
-/// order; others are left alone. Nothing is kept; the drift of the last comparison is a metric of this replica.
+/// order; others are left alone. At most 16 MiB and 20,000 rows. Nothing is kept; the drift of the last comparison is a metric of this replica.
 #[utoipa::path(post, path = "/usage/provider-import", tag = "reports",
     request_body(content = String, content_type = "text/csv"),
     responses((status = 200, body = Reconciled)), security(("admin_key" = ["owner", "admin", "operator"])))]
 async fn provider_import(Shared(api): Shared<Arc<Api>>, Csv(text): Csv) -> Result<Answer<Reconciled>, Fault> {
-    let rows =
-        statement::read(&text).map_err(|fault| Fault::at(ProblemCode::Invalid, "body", fault.to_string()))?;
     api.cluster.barrier().await?;
     let state = api.cluster.state();
-    let mut comparison = Comparison::new(&rows, &state);
-    let Some((from, to)) = comparison.days() else {
-        return Err(Fault::at(
-            ProblemCode::Invalid,
-            "body",
-            "there is no row below the header line",
-        ));
-    };
-    let span = checked(from, to).map_err(|why| Fault::at(ProblemCode::Invalid, "body", why))?;
+    let revision = state.revision;
+    let (mut comparison, span, state) = blocking(move || {
+        let wrong = |why: String| Fault::at(ProblemCode::Invalid, "body", why);
+        let rows = statement::read(&text).map_err(|fault| wrong(fault.to_string()))?;
+        let comparison = Comparison::new(&rows, &state);
+        let days = comparison.days();
+        let (from, to) = days.ok_or_else(|| wrong("there is no row below the header line".to_owned()))?;
+        let span = checked(from, to).map_err(wrong)?;
+        Ok((comparison, span, state))
+    })
+    .await?;
     let (source, _) = Source::whole(&api, &state, span, None).await?;
     let found = blocking(move || {
         source.lines(&wanted(span, None), |line| {
@@ -162,11 +185,11 @@ async fn provider_import(Shared(api): Shared<Arc<Api>>, Csv(text): Csv) -> Resul
         })?;
         comparison
             .finish()
-            .map_err(|fault| Fault::new(ProblemCode::TooLarge, format!("a sum {fault}")))
+            .map_err(|fault| Fault::at(ProblemCode::Invalid, "body", format!("a sum {fault}")))
     });
     let found = found.await?;
     metrics::provider_drift(found.tokens_drift, found.cost_drift.0);
-    Ok(Answer::of(state.revision, found))
+    Ok(Answer::of(revision, found))
 }
 
 /// The routes of what was asked for here.

@@ -262,3 +262,36 @@ async fn usage_by_label_adds_up_to_all_of_it_and_a_keys_own_label_is_above_its_p
         assert_eq!(reply.refused(422, "invalid")["field"], "labels");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_that_took_the_id_of_another_organizations_does_not_label_what_that_used() {
+    let world = World::filled().await;
+    let mut events = events(Day(clock::now().day().month().0 - 1).month());
+    let is_theirs = |event: &UsageEvent| event.tenant.key.as_str() == "k2";
+    for event in events.iter_mut().filter(|event| is_theirs(event)) {
+        event.tenant.organization = OrganizationId::trusted("before");
+    }
+    count(&world, &events).await;
+    billing::sample::store(&world.store, &events);
+    let labels = json!({"cost-center": "b"});
+    let project = json!({"organization": "o", "team": "t", "labels": labels});
+    world.put("projects/j", project).await;
+    let theirs: i128 = events
+        .iter()
+        .filter(|event| is_theirs(event))
+        .map(|event| i128::from(event.billed.0))
+        .sum();
+    for (group_by, source) in [
+        ("label:cost-center", "state"),
+        ("label:cost-center,byok", "billing"),
+    ] {
+        let usage = world.get(&format!("usage?group_by={group_by}")).await;
+        assert_eq!(usage["source"], source);
+        let rows = usage["data"].as_array().unwrap();
+        let unlabelled = rows
+            .iter()
+            .filter(|row| row["labels"]["cost-center"] == "unlabelled");
+        let found: i128 = unlabelled.map(|row| nano(&row["billed"])).sum();
+        assert_eq!((found, theirs > 0), (theirs, true), "{usage}");
+    }
+}

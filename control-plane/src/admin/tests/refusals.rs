@@ -201,6 +201,12 @@ async fn what_is_not_a_proper_request_says_so() {
         ("usage?from=yesterday", "from"),
         ("usage?from=2026-11-23&to=2026-11-22T23:59:59Z", "from"),
         ("usage?month=2026-13", "month"),
+        ("usage?byok=maybe", "byok"),
+        ("usage?organization=a%20b", "organization"),
+        ("usage?key=", "key"),
+        ("usage?model=m", "model"),
+        ("usage/reconciliation?from=2026-11-23&to=2026-11-22", "from"),
+        ("usage/reconciliation?to=2020-01-01", "from"),
     ] {
         let refused = world
             .call("GET", path, None)
@@ -328,4 +334,70 @@ async fn whatever_is_wrong_with_a_field_its_name_is_said() {
         let zero = world.call("PUT", path, Some(body)).await;
         assert_eq!(zero.refused(422, "invalid")["field"], field);
     }
+}
+
+/// Nobody who sends JSON knows the names of our types.
+#[tokio::test]
+async fn what_a_field_must_be_is_told_in_plain_words() {
+    let world = World::filled().await;
+    let budget = |field: &str, value: Value| {
+        let mut body = json!({"scope": {"organization": "o"}, "limit": "1", "period": "daily"});
+        body[field] = value;
+        ("budgets/c", body)
+    };
+    let mut fees = world.get("fees").await;
+    let mut fee = |section: &str, value: Value| {
+        let before = std::mem::replace(&mut fees[section], value);
+        let body = fees.clone();
+        fees[section] = before;
+        ("fees", body)
+    };
+    let free = json!({"per_day": 1, "per_day_bought": 1, "bought": "-1"});
+    for ((path, body), field, says) in [
+        (
+            budget("thresholds_percent", json!([300])),
+            "thresholds_percent[0]",
+            "must be a whole number from 0 to 255, not 300",
+        ),
+        (
+            budget("scope", json!({})),
+            "scope",
+            "must be an object with exactly one field",
+        ),
+        (
+            budget("mode", json!(1)),
+            "mode",
+            "must be a string or an object, not 1",
+        ),
+        (fee("card", json!(5)), "card", "must be an object, not 5"),
+        (fee("free", free), "free.bought", "must not be negative"),
+        (
+            fee("card", json!({"bps": 10_001, "least": "0"})),
+            "card.bps",
+            "must be at most 10000",
+        ),
+        (
+            fee("byok", json!({"bps": 1, "free_list": "-1"})),
+            "byok.free_list",
+            "must not be negative",
+        ),
+        (
+            budget("limit", json!("-1")),
+            "limit",
+            "at most 2305843009.213693951 dollars",
+        ),
+    ] {
+        let shown = body.to_string();
+        let refused = world.call("PUT", path, Some(body)).await.refused(422, "invalid");
+        assert_eq!(refused["field"], field, "{shown}: {refused}");
+        let detail = refused["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{shown}: {detail}");
+    }
+    let (path, mut body) = budget("mode", json!("soft"));
+    body["per_request_max"] = json!("1");
+    let soft = world.call("PUT", path, Some(body)).await.refused(422, "invalid");
+    assert_eq!(soft["field"], "per_request_max");
+    let raise = json!({"amount": "-1", "until": "2100-01-01T00:00:00Z"});
+    let raised = world.call("POST", "budgets/b/raises", Some(raise)).await;
+    assert_eq!(raised.refused(422, "invalid")["field"], "amount");
 }

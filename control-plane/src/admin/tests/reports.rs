@@ -71,7 +71,7 @@ async fn an_export_streams_charges_that_sum_to_the_store_in_both_forms() {
     let (world, events, cost) = used().await;
     let (all, own) = (owed(&events, None), owed(&events, Some("o")));
     assert_ne!(own, cost, "there is a discount");
-    for (filter, wanted) in [("", all), ("&organization=o", own), ("&organization=nobody", 0)] {
+    for (filter, wanted) in [("", all), ("&organization=o", own)] {
         let reply = world
             .call("GET", &format!("exports/focus?{SPAN}{filter}"), None)
             .await;
@@ -154,7 +154,7 @@ async fn young() -> World {
     billing::sample::store_from(&world.store, 5, &events);
     let mut spend = samples::spend(0, 1, 7);
     spend.partition = events[0].partition;
-    spend.sums[0].0.day = Day::parse("2026-11-03").unwrap();
+    spend.sums[0].cell.day = Day::parse("2026-11-03").unwrap();
     let outcome = world
         .cluster
         .propose(Proposal::system(Command::RecordSpend(spend)))
@@ -217,6 +217,8 @@ async fn a_removed_organization_still_has_its_invoices() {
     world.put("organizations/gone", json!({"name": "Gone"})).await;
     let paid = json!({"amount": "10", "method": "crypto", "reference": "pay"});
     world.post("organizations/gone/top-ups", paid).await;
+    let back = json!({"amount": "10", "reference": "back"});
+    world.post("organizations/gone/refunds", back).await;
     world.call("DELETE", "organizations/gone", None).await.ok();
     let month = clock::now().day().to_string();
     let invoice = world
@@ -255,11 +257,65 @@ async fn other_prices_are_tried_on_what_was_used_and_nothing_changes() {
             json!([{"endpoint": "p/a/m", "prices": events[0].prices}]),
             "rates[0].prices",
         ),
+        (
+            json!([{"endpoint": "p/a/m", "prices": prices}, {"endpoint": "p/a/nope", "prices": prices}]),
+            "rates[1].endpoint",
+        ),
     ] {
         let body = json!({"from": "2026-11-22", "to": "2026-11-22", "rates": rates});
         let reply = world.call("POST", "usage/re-rate", Some(body)).await;
         assert_eq!(reply.refused(422, "invalid")["field"], field);
     }
+}
+
+/// One that was removed has its usage and its account all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_report_on_what_does_not_exist_is_refused_and_one_on_what_was_removed_is_not() {
+    let (world, events, _) = used().await;
+    world.put("organizations/gone", json!({"name": "Gone"})).await;
+    let paid = json!({"amount": "10", "method": "crypto", "reference": "pay"});
+    world.post("organizations/gone/top-ups", paid).await;
+    let back = json!({"amount": "10", "reference": "back"});
+    world.post("organizations/gone/refunds", back).await;
+    world.call("DELETE", "organizations/gone", None).await.ok();
+    let prices = events[0].prices.in_force(events[0].tokens.prompt());
+    let re_rate = |organization: &str| {
+        json!({"from": "2026-11-22", "to": "2026-11-22", "organization": organization,
+            "rates": [{"endpoint": "p/a/m", "prices": prices}]})
+    };
+    for organization in ["nobody", "gone"] {
+        let replies = [
+            world
+                .call(
+                    "GET",
+                    &format!("exports/focus?{SPAN}&organization={organization}"),
+                    None,
+                )
+                .await,
+            world
+                .call(
+                    "GET",
+                    &format!("usage/forecast?organization={organization}"),
+                    None,
+                )
+                .await,
+            world
+                .call("POST", "usage/re-rate", Some(re_rate(organization)))
+                .await,
+        ];
+        for reply in replies {
+            if organization == "gone" {
+                reply.ok();
+            } else {
+                assert_eq!(reply.refused(404, "not_found")["field"], "organization");
+            }
+        }
+    }
+    let filtered = world.get("usage?organization=nobody").await;
+    assert_eq!(filtered["total"]["requests"], 0, "a filter is no look-up");
+    // An endpoint that is not there any more, and was used.
+    world.call("DELETE", "endpoints/p/a/m", None).await.ok();
+    world.post("usage/re-rate", re_rate("o")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,6 +344,16 @@ async fn a_statement_of_a_provider_is_put_beside_what_was_used() {
     );
     assert_eq!(found["tokens_drift"], 10);
     assert_eq!(nano(&row["cost_difference"]), cost - 500_000_000);
+    // More than other bodies may have.
+    let wide = format!(
+        "provider,day,model,tokens,cost,note\np,{day},m,1,1,{}\n",
+        "x".repeat(2 << 20)
+    );
+    send("text/csv", wide).await.ok();
+    let row = format!("p,{day},m,1,9223372036.854775807\n");
+    let sum = format!("provider,day,model,tokens,cost\n{row}{row}");
+    let beyond = send("text/csv", sum).await.refused(422, "invalid");
+    assert_eq!(beyond["field"], "body");
     send("application/json", "{}".into())
         .await
         .refused(415, "unsupported_media_type");

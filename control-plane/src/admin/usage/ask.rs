@@ -2,7 +2,11 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tollway_proto::admin::text::Textual;
 use tollway_proto::admin::usage::UsageDimension;
+use tollway_shared::ids::{
+    ApiKeyId, EndpointId, ModelId, OrganizationId, PriceId, ProjectId, ProviderId, Region, TeamId,
+};
 use tollway_shared::labels;
 use tollway_shared::time::{Day, UnixMillis};
 
@@ -84,6 +88,7 @@ impl Ask {
                         format!("`{value}` is not one; write it as {example}"),
                     ));
                 }
+                must_fit(*dimension, &value).map_err(|why| wrong_param(dimension.as_str(), why))?;
                 ask.equal.push((*dimension, value));
             }
         }
@@ -161,7 +166,7 @@ impl Ask {
         let (by, limit) = if self.labels.is_empty() {
             (by, self.window.limit)
         } else {
-            let of_key = [Field::Of(Dimension::Project), Field::Of(Dimension::Key)];
+            let of_key = super::label::OF_KEY.map(Field::Of);
             (by.into_iter().chain(of_key).collect(), KEYS_MAX)
         };
         Ok(Query {
@@ -213,6 +218,30 @@ pub(super) fn field(dimension: UsageDimension) -> Field {
         UsageDimension::Day => return Field::Day,
         UsageDimension::Month => return Field::Month,
     })
+}
+
+/// What is wrong with a value that no usage can have, if anything. A filter is no look-up: of what does not exist there is no usage.
+fn must_fit(dimension: UsageDimension, value: &str) -> Result<(), String> {
+    fn read<T: Textual>(text: &str) -> Result<(), String> {
+        T::read(text).map(|_| ())
+    }
+    use UsageDimension as By;
+    match dimension {
+        By::Byok if !matches!(value, "true" | "false") => {
+            Err(format!("`{value}` is neither `true` nor `false`"))
+        }
+        By::Organization => read::<OrganizationId>(value),
+        By::Team if value.is_empty() => Ok(()), // usage without one
+        By::Team => read::<TeamId>(value),
+        By::Project => read::<ProjectId>(value),
+        By::Key => read::<ApiKeyId>(value),
+        By::Model => read::<ModelId>(value),
+        By::Endpoint => read::<EndpointId>(value),
+        By::Provider => read::<ProviderId>(value),
+        By::Region => read::<Region>(value),
+        By::PriceVersion => read::<PriceId>(value),
+        By::Byok | By::User | By::Hour | By::Day | By::Month => Ok(()),
+    }
 }
 
 fn take_bound(params: &mut Params, name: &str) -> Result<Option<Bound>, Fault> {

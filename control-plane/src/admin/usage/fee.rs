@@ -49,13 +49,8 @@ impl Fees {
             let group: Option<Group> = ask.by.iter().map(|by| named(line, *by)).collect();
             let group = group.and_then(|mut group| {
                 if !ask.labels.is_empty() {
-                    let path = &line.cell.as_ref()?.path;
-                    group.extend(label::values(
-                        state,
-                        ask,
-                        path.project.as_str(),
-                        path.key.as_str(),
-                    ));
+                    let of_key = label::of_key(&line.cell.as_ref()?.path);
+                    group.extend(label::values(state, ask, of_key));
                 }
                 Some(group)
             });
@@ -125,7 +120,7 @@ fn named(line: &FeeLine, by: By) -> Option<Option<String>> {
         (By::User | By::Endpoint | By::Region | By::PriceVersion | By::Hour, _) => None,
         (by, Some(cell)) => Some(value(cell, by)),
         (By::Organization, None) => Some(Some(line.organization.to_string())),
-        (By::Month, None) => Some(line.month.to_string().get(.."2026-11".len()).map(str::to_owned)),
+        (By::Month, None) => Some(Some(line.month.month_text())),
         (By::Team | By::Project | By::Key | By::Model | By::Provider | By::Day, None) => None,
     }
 }

@@ -5,25 +5,35 @@ use std::collections::BTreeMap;
 
 use tollway_shared::ids::{ApiKeyId, ProjectId};
 use tollway_shared::labels::UNLABELLED;
+use tollway_shared::tenant::TenantPath;
 
 use super::ask::{Ask, KEYS_MAX};
 use super::fee::Fees;
 use super::state::Group;
 use crate::admin::fault::Fault;
 use crate::admin::params::wrong_param;
+use crate::billing::cell::Dimension;
 use crate::billing::query::Summed;
 use crate::state::State;
 
 /// What a group has: its sums, and its fee where it is known.
 pub(super) type Told = (Summed, Option<i128>);
 
-/// The values of the asked labels for a key of a project.
-pub(super) fn values(state: &State, ask: &Ask, project: &str, key: &str) -> Vec<Option<String>> {
+/// What tells whose labels hold: where labels are asked for, groups are by these too, behind what they are asked by.
+pub(super) const OF_KEY: [Dimension; 3] = [Dimension::Organization, Dimension::Project, Dimension::Key];
+
+/// The values of the asked labels for a key of an organization's project. A project that took another's id has no say in its past.
+pub(super) fn values(
+    state: &State,
+    ask: &Ask,
+    [organization, project, key]: [&str; 3],
+) -> Vec<Option<String>> {
     if ask.labels.is_empty() {
         return Vec::new();
     }
     let key = state.keys.get(&ApiKeyId::trusted(key));
     let project = state.projects.get(&ProjectId::trusted(project));
+    let project = project.filter(|kept| kept.value.organization.as_str() == organization);
     let of = |name: &String| {
         let own = key.and_then(|kept| kept.value.labels.get(name));
         let value = own.or_else(|| project?.value.labels.get(name));
@@ -32,9 +42,18 @@ pub(super) fn values(state: &State, ask: &Ask, project: &str, key: &str) -> Vec<
     ask.labels.iter().map(of).collect()
 }
 
+/// [`OF_KEY`] of a tenant path.
+pub(super) fn of_key(path: &TenantPath) -> [&str; 3] {
+    [
+        path.organization.as_str(),
+        path.project.as_str(),
+        path.key.as_str(),
+    ]
+}
+
 /// Groups by key → the page by label, and whether another one follows.
 ///
-/// - `groups`: by the asked dimensions, then project and key; `more`: there are others.
+/// - `groups`: by the asked dimensions, then [`OF_KEY`]; `more`: there are others.
 pub(super) fn page(
     state: &State,
     ask: &Ask,
@@ -51,7 +70,7 @@ pub(super) fn page(
     for (mut group, summed) in groups {
         let of_key = group.split_off(ask.by.len());
         let text = |place: usize| of_key.get(place).and_then(Option::as_deref).unwrap_or_default();
-        group.extend(values(state, ask, text(0), text(1)));
+        group.extend(values(state, ask, [text(0), text(1), text(2)]));
         folded.entry(group).or_default().add(&summed);
     }
     let after = ask.after()?;

@@ -33,7 +33,7 @@ use utoipa_axum::routes;
 use self::ask::Ask;
 use self::whole::Lack;
 use super::Api;
-use super::exchange::{Answer, Read, Seen};
+use super::exchange::{Answer, Read, Seen, blocking};
 use super::fault::Fault;
 use crate::billing::read::Found;
 use crate::billing::{Billing, Place};
@@ -74,7 +74,7 @@ struct Page {
     ),
     responses((status = 200, body = Usage)), security(("admin_key" = ["owner", "admin", "operator", "viewer"])))]
 async fn get_usage(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answer<Usage>, Fault> {
-    let ask = Ask::take(&mut read.params)?;
+    let ask = Arc::new(Ask::take(&mut read.params)?);
     let seen = read.seen(&api).await?;
     let (page, source, freshness) = answered(&api.billing, &seen, &ask).await?;
     let body = Usage {
@@ -91,7 +91,7 @@ async fn get_usage(Shared(api): Shared<Arc<Api>>, mut read: Read) -> Result<Answ
 async fn answered(
     billing: &Billing,
     seen: &Seen,
-    ask: &Ask,
+    ask: &Arc<Ask>,
 ) -> Result<(Page, AnswerSource, Vec<Freshness>), Fault> {
     let has_store = !matches!(billing.place(), Place::None);
     if has_store && (has_counted(billing, &seen.state).await || !ask.is_of_state()) {
@@ -104,11 +104,9 @@ async fn answered(
                 Some(since) if ask.days().0 != Day(i32::MIN) => return Err(Lack::Young(since).into()),
                 _ => {
                     let freshness = store::freshness(&found.progress, &billing.freshness());
-                    return Ok((
-                        store::page(&seen.state, ask, found)?,
-                        AnswerSource::Billing,
-                        freshness,
-                    ));
+                    let (state, ask) = (seen.state.clone(), ask.clone());
+                    let page = blocking(move || store::page(&state, &ask, found)).await?;
+                    return Ok((page, AnswerSource::Billing, freshness));
                 }
             },
             Err(fault) if ask.is_of_state() => {
@@ -117,7 +115,8 @@ async fn answered(
             Err(fault) => return Err(Fault::new(ProblemCode::Unavailable, fault.to_string())),
         }
     }
-    let page = state::page(&seen.state, ask)?;
+    let (state, ask) = (seen.state.clone(), ask.clone());
+    let page = blocking(move || state::page(&state, &ask)).await?;
     let since = seen.state.usage_since;
     let since = (since > Day(0)).then(|| Text(since.start()));
     let freshness = seen

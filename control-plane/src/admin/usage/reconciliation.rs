@@ -7,16 +7,17 @@ use tollway_proto::admin::problem::ProblemCode;
 use tollway_proto::admin::reconciliation::{AccountDifference, AccountSum, Difference, Reconciliation};
 use tollway_proto::admin::text::Text;
 use tollway_proto::admin::usage::Sums;
-use tollway_shared::money::NanoUsd;
+use tollway_shared::credit::shown;
 use tollway_shared::time::Day;
 
 use super::store::freshness;
 use crate::admin::Api;
 use crate::admin::exchange::{Answer, Read};
 use crate::admin::fault::Fault;
+use crate::admin::params::wrong_param;
 use crate::billing::check::check;
 use crate::billing::reconcile::{ROWS_MAX, Side};
-use crate::report::fee::{self, Apart, Compared};
+use crate::report::fee::{Apart, Compared};
 
 /// Days that are compared when nobody says which: five weeks.
 const DAYS: i32 = 35;
@@ -38,6 +39,12 @@ pub(super) async fn get_reconciliation(
     let seen = read.seen(&api).await?;
     let today = seen.state.now.day();
     let from = from.unwrap_or(Day(today.0.saturating_sub(DAYS)));
+    if let Some(to) = to.filter(|to| from > *to) {
+        return Err(wrong_param(
+            "from",
+            format!("{from} is after `to`, which is {to}"),
+        ));
+    }
     let mut states = api.cluster.watch();
     let checked = check(&api.billing, &mut states, from, to.unwrap_or(Day(i32::MAX - 1))).await;
     let checked = checked.map_err(|fault| Fault::new(ProblemCode::Unavailable, fault.to_string()))?;
@@ -56,13 +63,13 @@ pub(super) async fn get_reconciliation(
             billing: sums(&difference.store),
         }
     });
-    let apart = fee::apart(&checked.state).into_iter().take(ROWS_MAX);
+    let apart = checked.apart.into_iter().take(ROWS_MAX);
     let body = Reconciliation {
         from: Text(checked.from),
         to: Text(checked.to.min(today)),
         cells: found.cells as u64,
         differing: found.differing as u64,
-        drift: Text(money(found.drift)),
+        drift: Text(shown(found.drift)),
         differences: differences.collect(),
         accounts: apart.map(account).collect(),
         freshness: freshness(&checked.progress, &api.billing.freshness()),
@@ -76,8 +83,8 @@ fn sums(side: &Side) -> Sums {
         requests: side.requests,
         estimated: side.estimated,
         tokens: side.tokens.into(),
-        cost: Text(money(side.cost)),
-        billed: Text(money(side.billed)),
+        cost: Text(shown(side.cost)),
+        billed: Text(shown(side.billed)),
         fee: None, // compared with the accounts
     }
 }
@@ -92,14 +99,8 @@ fn account(apart: Apart) -> AccountDifference {
     AccountDifference {
         organization: apart.organization.to_string(),
         sum,
-        month: month.map(|month| month.to_string().chars().take("2026-11".len()).collect()),
-        account: Text(money(apart.account)),
-        usage: Text(money(apart.usage)),
+        month: month.map(Day::month_text),
+        account: Text(shown(apart.account)),
+        usage: Text(shown(apart.usage)),
     }
-}
-
-/// An amount that is only shown: beyond all money it is the most there is.
-fn money(nano: i128) -> NanoUsd {
-    let most = if nano < 0 { i64::MIN } else { i64::MAX };
-    NanoUsd(i64::try_from(nano).unwrap_or(most))
 }

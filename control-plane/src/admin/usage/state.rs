@@ -106,7 +106,7 @@ pub(super) fn value(cell: &UsageCell, dimension: UsageDimension) -> Option<Strin
         UsageDimension::Model => cell.model.to_string(),
         UsageDimension::Provider => cell.provider.to_string(),
         UsageDimension::Day => cell.day.to_string(),
-        UsageDimension::Month => cell.day.to_string().chars().take("2026-11".len()).collect(),
+        UsageDimension::Month => cell.day.month_text(),
         _ => return None,
     })
 }
@@ -141,13 +141,7 @@ fn grouped(
             continue;
         }
         let mut group: Group = ask.by.iter().map(|dimension| value(cell, *dimension)).collect();
-        let path = &cell.path;
-        group.extend(label::values(
-            state,
-            ask,
-            path.project.as_str(),
-            path.key.as_str(),
-        ));
+        group.extend(label::values(state, ask, label::of_key(&cell.path)));
         let entry = groups.entry(group).or_default();
         *entry = added(entry, sums).ok_or(TooMuch::Money)?;
         total = added(&total, sums).ok_or(TooMuch::Money)?;
@@ -205,13 +199,13 @@ mod tests {
     fn many() -> State {
         let mut state = samples::catalog();
         let mut stretch = samples::spend(0, 10, 7);
-        let (first, sums) = stretch.sums.remove(0);
+        let first = stretch.sums.remove(0);
         for (day, organization, key) in (0..60).map(|n| (n / 12, n / 4 % 3, n % 4)) {
-            let mut cell = first.clone();
-            cell.day = Day(first.day.0 - day);
-            cell.path.organization = OrganizationId::trusted(format!("o{organization}"));
-            cell.path.key = ApiKeyId::trusted(format!("k{key}"));
-            stretch.sums.push((cell, sums));
+            let mut spent = first.clone();
+            spent.cell.day = Day(first.cell.day.0 - day);
+            spent.cell.path.organization = OrganizationId::trusted(format!("o{organization}"));
+            spent.cell.path.key = ApiKeyId::trusted(format!("k{key}"));
+            stretch.sums.push(spent);
         }
         samples::run(&mut state, Command::RecordSpend(stretch));
         state

@@ -14,7 +14,7 @@ use super::fee::{Fees, usd};
 use super::{Page, label, with_group};
 use crate::admin::fault::Fault;
 use crate::billing;
-use crate::billing::cell::{Dimension, Sum};
+use crate::billing::cell::Sum;
 use crate::billing::histogram::Histogram;
 use crate::billing::progress::Progress;
 use crate::billing::query::{Field, Summed};
@@ -26,8 +26,7 @@ use crate::state::State;
 /// - `state`: has the fees and the labels.
 pub(super) fn page(state: &State, ask: &Ask, found: Found) -> Result<Page, Fault> {
     let fees = Fees::of(state, ask);
-    // Behind the dimensions there are project and key where labels are asked for.
-    let of_key = [Field::Of(Dimension::Project), Field::Of(Dimension::Key)];
+    let of_key = label::OF_KEY.map(Field::Of); // there where labels are asked for
     let fields: Vec<Field> = ask.by.iter().map(|by| field(*by)).chain(of_key).collect();
     let mut groups = Vec::with_capacity(found.groups.len());
     for (values, summed) in found.groups {
@@ -72,9 +71,9 @@ pub(super) fn freshness(progress: &[Progress], known: &BTreeMap<i32, billing::Fr
     let of = |progress: &Progress| Freshness {
         partition: progress.partition,
         offset: progress.next,
-        newest_at: progress.oldest.map(|_| Text(progress.newest)),
+        newest_at: progress.newest_end().map(Text),
         lag: known.get(&progress.partition).and_then(|known| known.lag),
-        whole_since: progress.oldest.filter(|_| progress.first > 0).map(Text),
+        whole_since: progress.begins.filter(|_| progress.first > 0).map(Text),
     };
     progress.iter().map(of).collect()
 }

@@ -19,9 +19,9 @@ use crate::state::{State, usage};
 /// Why a store does not do for what is asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lack {
-    /// It was made after the usage log had lost its beginning, and there was usage before that.
+    /// The usage log had lost something before it was read, and there was usage until then.
     #[error(
-        "the billing store of this replica has everything from {0} on and not before, as the usage log did not go back further when the store was made; ask another replica, or for days from {0} on"
+        "the billing store of this replica has everything from {0} on and not before, as the usage log had lost what was before when the store read it; ask another replica, or for days from {0} on"
     )]
     Young(Day),
     /// It has not read all that has been counted.
@@ -93,8 +93,7 @@ impl Stand {
     pub(crate) fn as_of(&self, now: UnixMillis) -> UnixMillis {
         let read = |progress: &Progress| {
             let known = self.known.get(&progress.partition);
-            let measured = known.filter(|known| known.lag == Some(0));
-            let measured = measured.and_then(|known| known.measured_at);
+            let measured = known.and_then(|known| known.measured_at);
             measured.map_or(progress.newest, |at| at.max(progress.newest))
         };
         self.progress.iter().map(read).fold(now, UnixMillis::min)
@@ -136,13 +135,13 @@ mod tests {
     use crate::state::samples::{self, NOON};
 
     fn progress(first: i64, days: i32) -> Progress {
-        let oldest = NOON.plus_ms(i64::from(days) * tollway_shared::time::DAY_MS);
+        let end = NOON.plus_ms(i64::from(days) * tollway_shared::time::DAY_MS);
         Progress {
             partition: 0,
             first,
             next: first + 10,
-            oldest: Some(oldest),
-            newest: oldest,
+            begins: Some(end),
+            newest: end,
         }
     }
 
@@ -186,7 +185,8 @@ mod tests {
         for (lag, measured_at, expected) in [
             (None, None, newest),
             (Some(0), None, newest), // some of what was read is not written
-            (Some(1), Some(day(40)), newest),
+            (Some(1), None, newest),
+            (Some(1), Some(day(38)), day(38)), // what came since does not undo what was known
             (Some(0), Some(day(39)), day(39)), // and the log was away since
             (Some(0), Some(day(41)), day(40)),
         ] {

@@ -3,8 +3,8 @@
 //! One row per hour, API key, meter and endpoint; then, where they are not zero, one row per line for what rounding event by event left,
 //! and one for its markup or discount. Invariants, to the nano-dollar: `ListCost` of all rows of lines sums to their list cost, and
 //! `EffectiveCost` to what their organizations owe for them. Fees on own credentials follow, one row per day, API key, model and provider,
-//! from the replicated sums; `EffectiveCost` of those is what the accounts were charged. Movements of credit come last, as far as the
-//! replicated state keeps them.
+//! from the replicated sums; `EffectiveCost` of those is what the accounts were charged. Movements of credit come last, where
+//! their transfers are not kept as one sum per month and kind.
 //!
 //! | column | rule |
 //! |---|---|
@@ -13,7 +13,10 @@
 //! | | bought credit and its fee `Purchase`, what went back the same with `ChargeClass` `Correction`, what was given `Credit` |
 //! | `ListCost` = `ContractedCost` | `PricingQuantity` × `ListUnitPrice`, rounded once to a nano-dollar |
 //! | `EffectiveCost`, `BilledCost` | the same; with the organization's own credential 0, and what its provider bills at list price is in `x_UpstreamCost` |
-//! | prepaid | bought credit is billed at once and effective as it is used: its row has `EffectiveCost` 0, usage has `BilledCost` 0 |
+//! | credit | effective as it is used: what was bought and what went back have `EffectiveCost` 0 |
+//! | prepaid | credit is billed when it is bought: usage, what was given and corrections have `BilledCost` 0 |
+//! | otherwise | usage is billed, less what was given and corrected: what was bought and what went back have `BilledCost` 0 |
+//! | fees on bought credit | billed and effective at once, in any mode |
 //! | `SkuPriceId` | price version and meter |
 //! | `x_RequestCount` | on one row of each line, so that it sums |
 
@@ -96,6 +99,7 @@ mod tests {
             let movement = Movement {
                 at: sample::NOON,
                 reference: "o/1".into(),
+                is_of_month: false,
                 kind,
                 amount,
                 fee,

@@ -11,6 +11,7 @@ use tollway_shared::time::{DAY_MS, Period, UnixMillis};
 use super::columns::{Nano, Row};
 use crate::report::account::{Movement, MovementKind};
 use crate::report::fee::FeeLine;
+use crate::report::invoice::invoice_id;
 use crate::report::line::{HOUR_MS, Line};
 use crate::report::meter::{self, Meter, Metered};
 use crate::state::State;
@@ -69,23 +70,27 @@ fn is_prepaid(state: &State, organization: &OrganizationId) -> bool {
 }
 
 /// The charges of a movement of credit: what was bought and its fee are purchases, what went back corrects one, what was given is a
-/// credit. Bought credit is billed at once and effective as it is used up.
+/// credit. Either credit is billed or usage is: of a prepaid organization what was bought and what went back, and otherwise, where credit
+/// only pays for usage that is billed, what was given and corrected.
 pub fn movement(
     organization: &OrganizationId,
     movement: &Movement,
     state: &State,
     final_before: UnixMillis,
 ) -> Vec<Row> {
-    let base = Row {
+    let mut base = Row {
         charge_frequency: Some("One-Time".into()),
         ..of_organization(organization, movement.at, state, final_before)
     };
-    let row = |category: &str, text: &str, billed: i128, effective: i128| Row {
+    if movement.is_of_month {
+        base.charge_period_end = base.billing_period_end;
+    }
+    let row = |category: &str, text: &str, list: i128, effective: i128| Row {
         charge_category: Some(category.into()),
         charge_description: Some(format!("{text} ({})", movement.reference)),
-        list_cost: Some(Nano(billed)),
-        contracted_cost: Some(Nano(billed)),
-        billed_cost: Some(Nano(billed)),
+        list_cost: Some(Nano(list)),
+        contracted_cost: Some(Nano(list)),
+        billed_cost: Some(Nano(list)),
         effective_cost: Some(Nano(effective)),
         ..base.clone()
     };
@@ -115,7 +120,11 @@ pub fn movement(
         MovementKind::Grant => row("Credit", "Credits given", -amount, -amount),
         MovementKind::Adjustment => row("Adjustment", "Correction of the balance", -amount, -amount),
     };
+    let is_paid = matches!(kind, MovementKind::TopUp | MovementKind::Refund);
     let mut rows = vec![first];
+    if is_paid != is_prepaid(state, organization) {
+        rows[0].billed_cost = Some(Nano(0));
+    }
     if *fee != 0 {
         let charged = row("Purchase", "Fee on credits", *fee, *fee);
         rows.push(priced("platform-fee", "Fees", one, *fee, charged));
@@ -171,13 +180,6 @@ pub fn fee(line: &FeeLine, state: &State, final_before: UnixMillis) -> Row {
         byok: Some("true".into()),
         ..base
     }
-}
-
-/// The id of an organization's invoice for the month that `at` lies in: `acme-2026-11`.
-pub fn invoice_id(organization: &OrganizationId, at: UnixMillis) -> String {
-    let day = at.day().to_string();
-    let month = day.get(..7).unwrap_or(&day);
-    format!("{organization}-{month}")
 }
 
 /// What all charges of an hour of an organization have in common.
@@ -377,7 +379,7 @@ fn details(line: &Line, meter: Meter) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tollway_proto::command::{Command, PutBilling};
+    use tollway_proto::command::{Command, Outcome, PutBilling};
     use tollway_shared::cost::Charge;
     use tollway_shared::credit::Billing;
     use tollway_shared::money::NanoUsd;
@@ -426,29 +428,53 @@ mod tests {
     }
 
     #[test]
-    fn credit_is_billed_when_it_is_bought_and_effective_when_it_is_used() {
-        let mut state = samples::catalog();
+    fn either_credit_is_billed_or_usage_and_effective_is_what_is_used() {
         let (line, organization) = (sample::line(), OrganizationId::trusted("o"));
-        let prepaid = PutBilling {
-            organization: organization.clone(),
-            billing: Billing {
-                mode: BillingMode::Prepaid,
-                ..Billing::default()
-            },
+        let used = i128::from(line.billed.0);
+        let postpaid = BillingMode::Postpaid {
+            credit_line: NanoUsd(9),
         };
-        samples::run(&mut state, Command::PutBilling(prepaid));
-        let bought = Movement {
-            at: line.hour,
-            reference: "o/1".into(),
-            kind: MovementKind::TopUp,
-            amount: 10_000,
-            fee: 7,
-        };
-        let mut rows = charges(&line, &state, UnixMillis(0));
-        rows.extend(movement(&organization, &bought, &state, UnixMillis(0)));
-        let sum = |of: fn(&Row) -> Option<Nano>| rows.iter().filter_map(of).map(|nano| nano.0).sum();
-        let (billed, effective): (i128, i128) = (sum(|row| row.billed_cost), sum(|row| row.effective_cost));
-        assert_eq!((billed, effective), (10_007, i128::from(line.billed.0) + 7));
+        // What is billed of usage, and of each kind of movement beside its fee.
+        for (mode, usage, bought, back, given, corrected) in [
+            (BillingMode::Prepaid, 0, 10_000, -3_000, 0, 0),
+            (BillingMode::Unlimited, used, 0, 0, -5_000, 40),
+            (postpaid, used, 0, 0, -5_000, 40),
+        ] {
+            let mut state = samples::catalog();
+            let billing = PutBilling {
+                organization: organization.clone(),
+                billing: Billing {
+                    mode,
+                    ..Billing::default()
+                },
+            };
+            let outcome = samples::run(&mut state, Command::PutBilling(billing));
+            assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+            let costs = |rows: Vec<Row>| {
+                let sum = |of: fn(&Row) -> Option<Nano>| rows.iter().filter_map(of).map(|nano| nano.0).sum();
+                let costs: (i128, i128) = (sum(|row| row.billed_cost), sum(|row| row.effective_cost));
+                costs
+            };
+            let found = costs(charges(&line, &state, UnixMillis(0)));
+            assert_eq!(found, (usage, used), "{mode:?}");
+            for (kind, amount, fee, billed, effective) in [
+                (MovementKind::TopUp, 10_000, 7, bought + 7, 7),
+                (MovementKind::Refund, -3_000, 0, back, 0),
+                (MovementKind::Grant, 5_000, 0, given, -5_000),
+                (MovementKind::Adjustment, -40, 0, corrected, 40),
+            ] {
+                let moved = Movement {
+                    at: line.hour,
+                    reference: "o/1".into(),
+                    is_of_month: false,
+                    kind,
+                    amount,
+                    fee,
+                };
+                let found = costs(movement(&organization, &moved, &state, UnixMillis(0)));
+                assert_eq!(found, (billed, effective), "{mode:?} {kind:?}");
+            }
+        }
     }
 
     #[test]

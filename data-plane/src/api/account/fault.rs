@@ -42,6 +42,9 @@ pub fn reply(fault: &Fault) -> Reply {
     };
     let mut headers = HeaderMap::new();
     reply::retry(&mut headers, fault);
+    if let Fault::MethodNotAllowed { allow, .. } = fault {
+        reply::text(&mut headers, "allow", allow);
+    }
     reply::json(status, headers, &body)
 }
 

@@ -61,11 +61,23 @@ pub enum Noun {
 
 /// Answers a read.
 pub async fn read(plane: &Rc<Plane>, request: Request<Incoming>, noun: Noun) -> Reply {
-    let Arrival { request_id, at, .. } = Arrival::new(&plane.dice);
-    let answered = answered(plane, request, noun, at).await;
-    let mut reply = answered.unwrap_or_else(|fault| fault::reply(&fault));
-    // No `x-generation-id`: there is no generation of that name to read.
-    reply::text(reply.headers_mut(), "x-tollway-request-id", request_id.as_str());
+    let arrival = Arrival::new(&plane.dice);
+    let answered = answered(plane, request, noun, arrival.at).await;
+    named(answered.unwrap_or_else(|fault| fault::reply(&fault)), &arrival)
+}
+
+/// Refuses a request to one of these routes.
+pub fn refused(plane: &Rc<Plane>, fault: &Fault) -> Reply {
+    named(fault::reply(fault), &Arrival::new(&plane.dice))
+}
+
+/// No `x-generation-id`: there is no generation of that name to read.
+fn named(mut reply: Reply, arrival: &Arrival) -> Reply {
+    reply::text(
+        reply.headers_mut(),
+        "x-tollway-request-id",
+        arrival.request_id.as_str(),
+    );
     reply
 }
 

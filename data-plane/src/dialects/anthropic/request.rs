@@ -106,7 +106,10 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint) -> Result<Encoded, Fault> {
         );
         return Err(invalid("n", detail));
     }
-    let cap = ask.output_tokens_max.or(endpoint.max_output_tokens);
+    let most = endpoint.max_output_tokens;
+    // What a budget allows may be more than the endpoint does.
+    let cap = ask.clamped.map(|cap| most.map_or(cap, |most| most.min(cap)));
+    let cap = cap.or(ask.output_tokens_max).or(most);
     let Turns { messages, system } = turns(body.messages)?;
     let mut out = Out {
         model: &endpoint.upstream_model,

@@ -59,7 +59,8 @@ impl Usage {
     /// Disjoint counts: in this dialect totals include their details. `None` when it counts nothing at all.
     ///
     /// Some providers leave hidden reasoning out of `completion_tokens`, and some tell it in no place of its own: `total_tokens` gives it
-    /// away, being larger than the prompt and the visible completion together.
+    /// away, being larger than the prompt and the visible completion together. Others leave the cache out of `prompt_tokens`: then it is
+    /// larger by just that.
     pub(crate) fn counts(&self) -> Option<TokenCounts> {
         if self.prompt_tokens.is_none() && self.completion_tokens.is_none() {
             return None;
@@ -70,9 +71,17 @@ impl Usage {
             .and_then(|d| d.cached_tokens)
             .or(self.cached_tokens)
             .or(self.prompt_cache_hit_tokens);
+        let write = details.and_then(|d| d.cache_write_tokens).unwrap_or(0);
+        let cached = read.unwrap_or(0).saturating_add(write);
+        let completion = self.completion_tokens.unwrap_or(0);
+        let apart = prompt.saturating_add(completion).saturating_add(cached);
+        let prompt = if cached > 0 && self.completion_tokens.is_some() && self.total_tokens == Some(apart) {
+            prompt.saturating_add(cached)
+        } else {
+            prompt
+        };
         let read = read.unwrap_or(0).min(prompt);
-        let write = details.and_then(|d| d.cache_write_tokens);
-        let write = write.unwrap_or(0).min(prompt - read);
+        let write = write.min(prompt - read);
         let (output, output_reasoning) = self.completion(prompt);
         Some(TokenCounts {
             input: prompt - read - write,
@@ -88,11 +97,9 @@ impl Usage {
     fn completion(&self, prompt: u64) -> (u64, u64) {
         let told = self.completion_tokens_details.as_ref();
         let told = told.and_then(|d| d.reasoning_tokens).unwrap_or(0);
-        let Some(completion) = self.completion_tokens else {
-            return (0, 0);
-        };
-        let counted = prompt.saturating_add(completion);
-        let left_out = self.total_tokens.unwrap_or(0).saturating_sub(counted);
+        let total = self.total_tokens.unwrap_or(0);
+        let completion = self.completion_tokens.unwrap_or(total.saturating_sub(prompt));
+        let left_out = total.saturating_sub(prompt.saturating_add(completion));
         if left_out > 0 && (told == 0 || told == left_out) {
             return (completion, left_out);
         }
@@ -124,5 +131,36 @@ mod tests {
                 .unwrap();
         assert_eq!(nonsense.counts().unwrap().prompt(), 1);
         assert_eq!(Usage::default().counts(), None);
+    }
+
+    #[test]
+    fn a_total_tells_what_other_counts_leave_out() {
+        for (json, [input, read, output, reasoning]) in [
+            (
+                r#"{"prompt_tokens":100,"completion_tokens":50,"total_tokens":180}"#,
+                [100, 0, 50, 30],
+            ),
+            (
+                r#"{"prompt_tokens":100,"completion_tokens":50,"total_tokens":5150,
+                    "prompt_tokens_details":{"cached_tokens":5000}}"#,
+                [100, 5_000, 50, 0],
+            ),
+            (
+                r#"{"prompt_tokens":100,"completion_tokens":50,"total_tokens":180,
+                    "prompt_tokens_details":{"cached_tokens":40}}"#,
+                [60, 40, 50, 30],
+            ),
+            (r#"{"prompt_tokens":20,"total_tokens":500}"#, [20, 0, 480, 0]),
+            (r#"{"prompt_tokens":20}"#, [20, 0, 0, 0]),
+        ] {
+            let counts = serde_json::from_str::<Usage>(json).unwrap().counts().unwrap();
+            let found = [
+                counts.input,
+                counts.input_cache_read,
+                counts.output,
+                counts.output_reasoning,
+            ];
+            assert_eq!(found, [input, read, output, reasoning], "{json}");
+        }
     }
 }

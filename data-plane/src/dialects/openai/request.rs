@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
-use tollway_shared::catalog::{Endpoint, Provider};
+use tollway_shared::catalog::{Endpoint, Provider, output_cap};
 
 use crate::ask::Ask;
 use crate::dialects::Encoded;
@@ -32,17 +32,52 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
             None => model.extend_from_slice(ASK_FOR_USAGE.as_bytes()),
         }
     }
-    // Where a caller sends both names, one value goes under both: which of them a server reads is not known.
-    let two_names = || ask.output_tokens_max.filter(|_| ask.caps_at.len() > 1);
-    if let Some(cap) = ask.clamped.or_else(two_names) {
-        for range in &ask.caps_at {
-            edits.push(Edit {
-                range: range.clone(),
-                with: cap.to_string().into(),
-            });
+    // A server ignores a name that it does not know, and its answer would have no cap.
+    let name = output_cap(provider);
+    let lowered = ask
+        .clamped
+        .map(|cap| endpoint.max_output_tokens.map_or(cap, |most| most.min(cap)));
+    let held = || {
+        endpoint
+            .max_output_tokens
+            .filter(|_| ask.is_held && ask.output_tokens_max.is_none())
+    };
+    let ours = lowered.or_else(held).map(|cap| cap.to_string());
+    match (&ask.caps[..], ours) {
+        ([], None) => {}
+        ([], Some(ours)) => model.extend_from_slice(format!(r#","{}":{ours}"#, name.as_str()).as_bytes()),
+        ([cap], ours) => {
+            if cap.name != name {
+                edits.push(Edit {
+                    range: cap.key_at.clone(),
+                    with: format!(r#""{}""#, name.as_str()).into(),
+                });
+            }
+            edits.extend(ours.map(|ours| Edit {
+                range: cap.value_at.clone(),
+                with: ours.into(),
+            }));
         }
-        if ask.caps_at.is_empty() {
-            model.extend_from_slice(format!(r#","{}":{cap}"#, cap_name(provider)).as_bytes());
+        (caps, ours) => {
+            // One value goes under both names, as some servers refuse two that differ; where one of them is `null`, that stays the name
+            // which the server does not know.
+            let value = ours.or_else(|| ask.output_tokens_max.map(|cap| cap.to_string()));
+            let both = caps.iter().all(|cap| !cap.is_null);
+            edits.extend(
+                caps.iter()
+                    .zip(std::iter::repeat(value))
+                    .filter_map(|(cap, value)| {
+                        let with = if both || cap.name == name {
+                            value?
+                        } else {
+                            "null".into()
+                        };
+                        Some(Edit {
+                            range: cap.value_at.clone(),
+                            with: with.into(),
+                        })
+                    }),
+            );
         }
     }
     edits.push(Edit {
@@ -57,17 +92,6 @@ pub fn encode(ask: &Ask, endpoint: &Endpoint, provider: &Provider) -> Encoded {
     }
 }
 
-/// The member that caps an answer. OpenAI's own models refuse the older name where they reason; many other servers know only that.
-fn cap_name(provider: &Provider) -> &'static str {
-    let host = provider.base_url.split("//").nth(1).unwrap_or_default();
-    let host = host.split(['/', ':']).next().unwrap_or_default();
-    if host.ends_with(".openai.com") || host.ends_with(".openai.azure.com") {
-        "max_completion_tokens"
-    } else {
-        "max_tokens"
-    }
-}
-
 /// The caller's stream options, with usage switched on.
 fn with_usage(options: &[u8]) -> Bytes {
     let mut members: BTreeMap<&str, &RawValue> = serde_json::from_slice(options).unwrap_or_default();
@@ -79,7 +103,8 @@ fn with_usage(options: &[u8]) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tollway_shared::catalog::{AuthScheme, Dialect};
+    use crate::sample;
+    use tollway_shared::catalog::{AuthScheme, Dialect, OutputCap};
     use tollway_shared::ids::{EndpointId, ModelId, ProviderId};
 
     fn encoded(body: &str, stream_usage: bool) -> String {
@@ -87,6 +112,16 @@ mod tests {
     }
 
     fn encoded_at(base_url: &str, body: &str, stream_usage: bool, cap: Option<u32>) -> String {
+        encoded_with(base_url, None, body, stream_usage, cap)
+    }
+
+    fn encoded_with(
+        base_url: &str,
+        output_cap: Option<OutputCap>,
+        body: &str,
+        stream_usage: bool,
+        cap: Option<u32>,
+    ) -> String {
         let endpoint = Endpoint {
             id: EndpointId::trusted("e"),
             model: ModelId::trusted("a/b"),
@@ -106,6 +141,7 @@ mod tests {
             auth: AuthScheme::None,
             private_network: true,
             stream_usage,
+            output_cap,
             bills_after_cancel: false,
             on_disconnect: None,
             connect_timeout_ms: 1,
@@ -200,6 +236,98 @@ mod tests {
             let sent = encoded_at(url, &body.replace("REST", REST), true, Some(7));
             assert_eq!(sent, expected.replace("REST", REST));
         }
+    }
+
+    #[test]
+    fn a_cap_goes_under_the_name_that_the_server_knows() {
+        const REST: &str = r#""model":"a/b","messages":[{"role":"user"}]"#;
+        const SENT: &str = r#""model":"b-\"1","messages":[{"role":"user"}]"#;
+        let (openai, other) = ("https://api.openai.com/v1", "http://10.0.0.1:8000/v1");
+        let (older, newer) = (Some(OutputCap::MaxTokens), Some(OutputCap::MaxCompletionTokens));
+        for (url, setting, body, expected) in [
+            (
+                other,
+                None,
+                r#"{"max_completion_tokens" : 9,REST}"#,
+                r#"{"max_tokens" : 9,REST}"#,
+            ),
+            (
+                other,
+                None,
+                r#"{REST,"max\u005fcompletion_tokens":9}"#,
+                r#"{REST,"max_tokens":9}"#,
+            ),
+            (
+                other,
+                None,
+                r#"{"max_tokens":9,REST}"#,
+                r#"{"max_tokens":9,REST}"#,
+            ),
+            (
+                other,
+                newer,
+                r#"{"max_tokens":9,REST}"#,
+                r#"{"max_completion_tokens":9,REST}"#,
+            ),
+            (
+                openai,
+                None,
+                r#"{"max_tokens":9,REST}"#,
+                r#"{"max_completion_tokens":9,REST}"#,
+            ),
+            (
+                openai,
+                older,
+                r#"{"max_tokens":9,REST}"#,
+                r#"{"max_tokens":9,REST}"#,
+            ),
+            (
+                other,
+                None,
+                r#"{"max_completion_tokens":9,REST,"max_tokens":null}"#,
+                r#"{"max_completion_tokens":null,REST,"max_tokens":9}"#,
+            ),
+            (
+                openai,
+                None,
+                r#"{"max_completion_tokens":null,REST,"max_tokens":9}"#,
+                r#"{"max_completion_tokens":9,REST,"max_tokens":null}"#,
+            ),
+            (
+                openai,
+                None,
+                r#"{"max_completion_tokens":null,REST,"max_tokens":null}"#,
+                r#"{"max_completion_tokens":null,REST,"max_tokens":null}"#,
+            ),
+        ] {
+            let sent = encoded_with(url, setting, &body.replace("REST", REST), true, None);
+            assert_eq!(sent, expected.replace("REST", SENT));
+        }
+    }
+
+    #[test]
+    fn what_is_held_for_an_answer_without_a_cap_is_sent_as_its_cap() {
+        let sent = |is_held, body: &str| {
+            let mut ask = Ask::parse(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+            ask.is_held = is_held;
+            let endpoint = Endpoint {
+                max_output_tokens: Some(900),
+                ..sample::endpoint("p", 0)
+            };
+            let provider = sample::provider("p", Dialect::OpenAi, "http://10.0.0.1:8000/v1");
+            let body = encode(&ask, &endpoint, &provider).body.to_bytes();
+            serde_json::from_slice::<serde_json::Value>(&body).unwrap()["max_tokens"].clone()
+        };
+        let uncapped = r#"{"model":"a/b","messages":[{"role":"user"}]}"#;
+        let capped = r#"{"model":"a/b","messages":[{"role":"user"}],"max_tokens":5000}"#;
+        assert_eq!(
+            (sent(true, uncapped), sent(false, uncapped)),
+            (900.into(), serde_json::Value::Null)
+        );
+        assert_eq!(sent(true, capped), 5_000, "so much is held for it");
+        let nulls =
+            r#"{"model":"a/b","messages":[{"role":"user"}],"max_tokens":null,"max_completion_tokens":null}"#;
+        assert_eq!(sent(true, nulls), 900);
     }
 
     #[test]

@@ -55,6 +55,16 @@ mirror! {
 }
 
 mirror! {
+    /// The name under which the cap of an answer is sent.
+    OutputCap = stored::OutputCap {
+        /// The older name, which most self-hosted servers know.
+        MaxTokens "max_tokens",
+        /// The newer name, which OpenAI's reasoning models insist on.
+        MaxCompletionTokens "max_completion_tokens",
+    }
+}
+
+mirror! {
     /// Where a provider wants its credential.
     AuthScheme = stored::AuthScheme {
         /// `Authorization: Bearer …`.
@@ -87,6 +97,9 @@ noun! {
         #[serde(default)] private_network: bool,
         /// Whether streamed requests may ask for a usage chunk; default: yes.
         #[serde(default = "yes")] stream_usage: bool,
+        /// The name under which the cap of an answer is sent, whichever a caller used; default: `max_completion_tokens` on the hosts of
+        /// OpenAI and Azure OpenAI, `max_tokens` elsewhere. Of the `openai` dialect only.
+        #[serde(default)] output_cap: Option<OutputCap>,
         /// Whether the provider keeps generating, and billing, after a caller hangs up; default: no.
         #[serde(default)] bills_after_cancel: bool,
         /// What becomes of an answer whose caller hangs up; default: `drain_fully` with `bills_after_cancel`, `abort` without.
@@ -112,6 +125,7 @@ impl ProviderPut {
             auth,
             private_network,
             stream_usage,
+            output_cap,
             bills_after_cancel,
             on_disconnect,
             connect_timeout_ms,
@@ -127,6 +141,7 @@ impl ProviderPut {
             auth: auth.into(),
             private_network,
             stream_usage,
+            output_cap: output_cap.map(Into::into),
             bills_after_cancel,
             on_disconnect: on_disconnect.map(Into::into),
             connect_timeout_ms,
@@ -148,6 +163,7 @@ impl Provider {
             auth,
             private_network,
             stream_usage,
+            output_cap,
             bills_after_cancel,
             on_disconnect,
             connect_timeout_ms,
@@ -163,6 +179,7 @@ impl Provider {
             auth: auth.into(),
             private_network,
             stream_usage,
+            output_cap: output_cap.map(Into::into),
             bills_after_cancel,
             on_disconnect: on_disconnect.map(Into::into),
             connect_timeout_ms,

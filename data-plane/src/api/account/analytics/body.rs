@@ -4,6 +4,7 @@ use serde::Deserialize;
 use tollway_proto::push::v1::SumFilter;
 use tollway_shared::fault::Fault;
 use tollway_shared::time::{DAY_MS, UnixMillis};
+use tollway_shared::wording;
 
 use super::{dimension, unknown};
 use crate::api::account::params::wrong;
@@ -14,8 +15,9 @@ const VALUES_MAX: usize = 200;
 const DAYS: i64 = 30;
 const HOUR_MS: i64 = 3_600_000;
 
-/// The request's body. What is not here is ignored, as elsewhere; classifiers change what is meant, so they are refused.
+/// The request's body. What is not here is refused: a filter that is mistyped would otherwise be none, and the answer everything.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Body {
     pub(super) metrics: Vec<String>,
     #[serde(default)]
@@ -25,19 +27,21 @@ pub(super) struct Body {
     #[serde(default)]
     pub(super) filters: Vec<FilterBody>,
     pub(super) order_by: Option<OrderBody>,
-    pub(super) limit: Option<usize>,
-    pub(super) group_limit: Option<usize>,
+    pub(super) limit: Option<serde_json::Value>,
+    pub(super) group_limit: Option<serde_json::Value>,
     pub(super) classifier_dimensions: Option<serde::de::IgnoredAny>,
     pub(super) classifier_filters: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct TimeRange {
     pub(super) start: String,
     pub(super) end: String,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct FilterBody {
     pub(super) field: String,
     pub(super) operator: String,
@@ -46,7 +50,7 @@ pub(super) struct FilterBody {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "must be a string, a number, or an array of those")]
 pub(super) enum Values {
     One(Scalar),
     Many(Vec<Scalar>),
@@ -60,9 +64,52 @@ pub(super) enum Scalar {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct OrderBody {
     pub(super) field: String,
     pub(super) direction: String,
+}
+
+/// Reads a body, naming the field that is wrong.
+pub(super) fn read(bytes: &[u8]) -> Result<Body, Fault> {
+    let json = serde_json::from_slice::<serde::de::IgnoredAny>(bytes);
+    json.map_err(|fault| Fault::InvalidJson {
+        detail: fault.to_string(),
+    })?;
+    // A list would be read as the fields in their order.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(wrong("body", "must be a JSON object"));
+    }
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(&mut reader).map_err(|fault| {
+        let path = fault.path().to_string();
+        let text = fault.inner().to_string();
+        misread(path.trim_matches('.'), wording::without_place(&text))
+    })
+}
+
+/// - `path`: of the field, or of the object that it is in.
+fn misread(path: &str, what: &str) -> Fault {
+    for (start, why) in [
+        ("unknown field `", "is not a field"),
+        ("missing field `", "is missing"),
+        ("duplicate field `", "is given twice"),
+    ] {
+        let Some(name) = what.strip_prefix(start).and_then(|rest| rest.split('`').next()) else {
+            continue;
+        };
+        let field = match path {
+            "" => name.to_owned(),
+            path if path == name || path.ends_with(&format!(".{name}")) => path.to_owned(),
+            path => format!("{path}.{name}"),
+        };
+        let known = what.split_once("expected ").map(|(_, known)| known);
+        let known = known.map_or(String::new(), |known| format!("; known here: {known}"));
+        return wrong(&field, &format!("{why}{known}"));
+    }
+    let field = if path.is_empty() { "body" } else { path };
+    let plain = wording::must_be(what);
+    wrong(field, plain.as_deref().unwrap_or(what))
 }
 
 /// Whole hours, and what is to be said where they are more than was asked for.

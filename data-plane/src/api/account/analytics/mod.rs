@@ -20,7 +20,7 @@ use tollway_proto::push::v1::{SumField, SumFilter, Sums, SumsQuestion};
 use tollway_shared::fault::Fault;
 use tollway_shared::time::UnixMillis;
 
-use self::body::{Body, OrderBody, filter, hours};
+use self::body::{OrderBody, filter, hours};
 use self::names::{DIMENSIONS, GRANULARITIES, METRICS, Metric};
 use self::rows::{Order, Row};
 use super::params::wrong;
@@ -56,14 +56,7 @@ pub struct Query {
 impl Query {
     /// Reads a body.
     pub fn read(body: &[u8], now: UnixMillis) -> Result<Self, Fault> {
-        let body: Body = serde_json::from_slice(body).map_err(|fault| {
-            let detail = fault.to_string();
-            if fault.is_data() {
-                wrong("body", &format!("is not a query: {detail}"))
-            } else {
-                Fault::InvalidJson { detail }
-            }
-        })?;
+        let body = body::read(body)?;
         for (field, is_there) in [
             ("classifier_dimensions", body.classifier_dimensions.is_some()),
             ("classifier_filters", body.classifier_filters.is_some()),
@@ -106,8 +99,8 @@ impl Query {
                 field: String::new(),
                 descends: false,
             },
-            limit: bounded("limit", body.limit)?.unwrap_or(ROWS),
-            group_limit: bounded("group_limit", body.group_limit)?,
+            limit: bounded("limit", body.limit.as_ref())?.unwrap_or(ROWS),
+            group_limit: bounded("group_limit", body.group_limit.as_ref())?,
             warnings: warning.into_iter().collect(),
         };
         query.order = query.ordered(body.order_by)?;
@@ -243,11 +236,16 @@ fn short(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-fn bounded(param: &str, asked: Option<usize>) -> Result<Option<usize>, Fault> {
-    match asked {
-        Some(rows) if !(1..=GROUPS_MAX as usize).contains(&rows) => {
-            Err(wrong(param, &format!("must be from 1 to {GROUPS_MAX}")))
-        }
-        asked => Ok(asked),
+fn bounded(param: &str, asked: Option<&serde_json::Value>) -> Result<Option<usize>, Fault> {
+    let Some(asked) = asked else {
+        return Ok(None);
+    };
+    let rows = asked.as_u64().and_then(|rows| usize::try_from(rows).ok());
+    match rows.filter(|rows| (1..=GROUPS_MAX as usize).contains(rows)) {
+        Some(rows) => Ok(Some(rows)),
+        None => Err(wrong(
+            param,
+            &format!("must be a whole number from 1 to {GROUPS_MAX}"),
+        )),
     }
 }
