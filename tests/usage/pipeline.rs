@@ -1,12 +1,16 @@
 //! Spool → real Kafka → ledger: the sums are those of the requests, with the broker killed in between.
 #![expect(clippy::unwrap_used, reason = "a test may panic, in its helpers too")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tollway_control::ledger::consume::SpendLog;
+use tollway_control::ledger::source::UsageSource;
 use tollway_control::ledger::{self, SourceKind};
 use tollway_control::state::{State, apply};
 use tollway_data::usage::{self, SinkKind};
@@ -16,6 +20,7 @@ use tollway_shared::cost;
 use tollway_shared::ids::{OrganizationId, RequestId};
 use tollway_shared::time::UnixMillis;
 use tollway_tests::kafka::KafkaCluster;
+use tollway_tests::wait;
 
 /// Requests before, during and after the broker's absence.
 const REQUESTS: [std::ops::Range<u64>; 3] = [0..300, 300..900, 900..1000];
@@ -63,6 +68,17 @@ fn event(n: u64) -> UsageEvent {
     event
 }
 
+/// The topic, with one copy of each partition.
+fn topic_of(kafka: &KafkaCluster) -> Box<dyn UsageSource> {
+    let source = ledger::open(&ledger::Settings {
+        source: SourceKind::Kafka,
+        brokers: kafka.bootstrap(),
+        replication: 1,
+        ..ledger::Settings::default()
+    });
+    source.unwrap().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
     let kafka = tokio::task::spawn_blocking(|| KafkaCluster::start(1))
@@ -70,14 +86,9 @@ async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
         .unwrap()
         .unwrap();
     let log = Log(watch::Sender::new(Arc::new(State::default())));
-    let source = ledger::open(&ledger::Settings {
-        source: SourceKind::Kafka,
-        brokers: kafka.bootstrap(),
-        replication: 1,
-        ..ledger::Settings::default()
-    });
+    let source = Some(topic_of(&kafka));
     let stop = CancellationToken::new();
-    let counting = tokio::spawn(ledger::run(source.unwrap(), log.clone(), None, stop.clone()));
+    let counting = tokio::spawn(ledger::run(source, log.clone(), None, stop.clone()));
 
     let spool = tempfile::tempdir().unwrap();
     let settings = usage::Settings {
@@ -121,4 +132,47 @@ async fn the_ledger_counts_every_request_once_although_the_broker_was_killed() {
     assert_eq!(requests(&log.state()), after.end, "and nothing twice");
     stop.cancel();
     counting.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_partitions_begin_is_known_soon_after_they_have_a_leader_again() {
+    let kafka = tokio::task::spawn_blocking(|| KafkaCluster::start(3))
+        .await
+        .unwrap()
+        .unwrap();
+    let begin = begins(&mut *topic_of(&kafka)).await;
+    tokio::task::block_in_place(|| kafka.kill_broker(2)).unwrap();
+    let anybody: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", kafka.bootstrap())
+        .create()
+        .unwrap();
+    let topic = ledger::Settings::default().topic;
+    wait::until(PATIENCE, "a partition has no leader", || {
+        let metadata = anybody.fetch_metadata(Some(&topic), PATIENCE).unwrap();
+        let mut partitions = metadata.topics()[0].partitions().iter();
+        partitions.any(|partition| partition.leader() == -1)
+    })
+    .await;
+
+    // That of a replica which starts now.
+    let mut source = topic_of(&kafka);
+    source.beginnings().await.unwrap_err();
+    tokio::task::block_in_place(|| kafka.restart_broker(2)).unwrap();
+    assert_eq!(begins(&mut *source).await, begin);
+}
+
+/// Where partitions begin, once that is known.
+async fn begins(source: &mut dyn UsageSource) -> BTreeMap<i32, i64> {
+    let known = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(100));
+        loop {
+            looks.tick().await;
+            if let Ok(known) = source.beginnings().await {
+                return known;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, known)
+        .await
+        .expect("known in time")
 }

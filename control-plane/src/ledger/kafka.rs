@@ -174,6 +174,8 @@ impl KafkaSource {
             self.topic.partitions,
         );
         let marks = blocking(move || {
+            // The library keeps for minutes that a partition had no leader, and this is what makes it ask again.
+            consumer.fetch_metadata(Some(&name), WATERMARK_TIMEOUT)?;
             let mut marks = BTreeMap::new();
             for partition in 0..partitions {
                 marks.insert(
