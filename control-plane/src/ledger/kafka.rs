@@ -22,7 +22,7 @@ use super::source::{RECORDS_MAX, SourceFault, UsageSource, WAIT};
 
 /// How long one request to the brokers may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the ends of one partition may take: reading waits for it.
+/// How long the leaders of all partitions, and then the ends of each, may take: reading waits for them.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The topic of usage events, and how to reach it.

@@ -12,6 +12,7 @@ use tollway_proto::lease::LeaseCall;
 use tollway_shared::budget::terms::{Raise, Terms, TermsFault};
 use tollway_shared::budget::{Budget, BudgetScope};
 use tollway_shared::ids::{BudgetId, ModelId, OrganizationId};
+use tollway_shared::lease::former::HeldBefore;
 use tollway_shared::lease::grantor::Roll;
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::tenant::TenantPath;
@@ -222,11 +223,10 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
     };
     store(state, step, &budget)?;
     let held = state.tallies.get(&budget.id).map(|tally| tally.held.clone());
-    let held = match before.as_ref().zip(held.as_ref()) {
-        // Nodes may still have some of it, which its new window is charged with.
-        None if state.books.former.contains_key(&budget.id) => Held::ALL,
-        Some((old, held)) if kept && old.leased() == budget.leased() => held.clone(),
-        before => Held::changed(step.revision, before, budget.leased()),
+    let held = match before.as_ref().zip(held) {
+        Some((old, held)) if kept && old.leased() == budget.leased() => held,
+        Some((old, held)) => Held::begun(step.revision, held.ended(step.revision, old), budget.leased()),
+        None => Held::begun(step.revision, former_held(state, &budget.id), budget.leased()),
     };
     if !kept {
         remove_book(state, &budget.id);
@@ -260,6 +260,12 @@ fn store(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), 
 fn remove_book(state: &mut State, id: &BudgetId) {
     let counted = state.tallies.get(id).map_or(0, |tally| tally.current.amount);
     state.books.remove(id, counted, state.now);
+}
+
+/// Which requests held on a budget that was removed, as far as the grantor still knows it.
+fn former_held(state: &State, id: &BudgetId) -> Vec<HeldBefore> {
+    let former = state.books.former.get(id);
+    former.map(|former| former.held.clone()).unwrap_or_default()
 }
 
 /// Tells the grantor what a budget says now.
@@ -300,11 +306,8 @@ pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, 
         .budget_scopes
         .insert((budget.scope.clone(), budget.id.clone()));
     if !state.tallies.contains_key(&budget.id) {
-        let remade = state.books.former.contains_key(&budget.id);
         let mut tally = Tally::open(window, counted);
-        if !remade {
-            tally.held = Held::changed(step.revision, None, true);
-        }
+        tally.held = Held::begun(step.revision, former_held(state, &budget.id), true);
         set_tally(state, &budget.id, Some(tally));
     }
     lease(state, step, budget);
@@ -331,6 +334,13 @@ fn forget(state: &mut State, step: &mut Step<'_>, budget: &Budget) {
     let id = &budget.id;
     state.budget_scopes.remove(&(budget.scope.clone(), id.clone()));
     remove_book(state, id);
+    let held = state
+        .tallies
+        .get(id)
+        .map(|tally| tally.held.ended(step.revision, budget));
+    if let Some((former, held)) = state.books.former.get_mut(id).zip(held) {
+        Arc::make_mut(former).held = held;
+    }
     set_tally(state, id, None);
     step.changed.push(key(ResourceKind::Budget, id.text()));
 }

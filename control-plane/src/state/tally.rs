@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tollway_proto::command::{Spent, UsageSums};
+use tollway_shared::budget::Budget;
 use tollway_shared::budget::terms::Unit;
-use tollway_shared::budget::{Budget, BudgetScope};
-use tollway_shared::ids::{BudgetId, ModelId, OrganizationId, Revision};
+use tollway_shared::ids::{BudgetId, OrganizationId, Revision};
 use tollway_shared::lease::account::PAST_MAX;
+use tollway_shared::lease::former::HeldBefore;
 use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
@@ -20,6 +21,9 @@ use tollway_shared::window::{Every, Span, Zone};
 use super::budget::covers;
 use super::view::key;
 use super::{State, Step, usage};
+
+/// Changes of one budget in one window of which it is known who held on it before: more make it refuse early, until the next window.
+pub const BEFORE_MAX: usize = 16;
 
 /// One window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,47 +52,37 @@ pub struct Tally {
 pub struct Held {
     /// Those admitted under this snapshot revision and later ones; none where the budget is soft.
     pub since: Option<Revision>,
-    /// And these, from before it was changed.
-    pub before: Option<HeldBefore>,
-}
-
-/// Requests that held on a budget as it was before.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HeldBefore {
-    /// Admitted under this revision and later ones,
-    pub since: Revision,
-    /// but before this one.
-    pub until: Revision,
-    /// What the budget limited.
-    pub scope: BudgetScope,
-    /// The model that it was about, if not all.
-    pub model: Option<ModelId>,
+    /// And these, from before it was changed or made again, newest first; at most [`BEFORE_MAX`].
+    pub before: Vec<HeldBefore>,
 }
 
 impl Held {
     /// All of them: of a window that began with its leases.
     pub(super) const ALL: Self = Self {
         since: Some(Revision(0)),
-        before: None,
+        before: Vec::new(),
     };
 
-    /// After the budget has changed at a revision.
+    /// After the budget was made or has changed at a revision.
     ///
-    /// - `before`: what it said, and which requests held on that.
-    pub(super) fn changed(at: Revision, before: Option<(&Budget, &Self)>, leased: bool) -> Self {
-        let held = before.and_then(|(budget, held)| {
-            let now = held.since.map(|since| HeldBefore {
-                since,
-                until: at,
-                scope: budget.scope.clone(),
-                model: budget.model.clone(),
-            });
-            now.or_else(|| held.before.clone())
-        });
+    /// - `before`: which requests held on it until then.
+    pub(super) fn begun(at: Revision, before: Vec<HeldBefore>, leased: bool) -> Self {
         Self {
             since: leased.then_some(at),
-            before: held,
+            before,
         }
+    }
+
+    /// Which requests held on the budget until it changed or went at a revision.
+    pub(super) fn ended(&self, at: Revision, budget: &Budget) -> Vec<HeldBefore> {
+        let last = self.since.map(|since| HeldBefore {
+            since,
+            until: at,
+            scope: budget.scope.clone(),
+            model: budget.model.clone(),
+        });
+        let all = last.into_iter().chain(self.before.iter().cloned());
+        all.take(BEFORE_MAX).collect()
     }
 
     fn has(&self, state: &State, spent: &Spent) -> bool {
@@ -101,7 +95,7 @@ impl Held {
                     .is_none_or(|model| model.includes(&spent.cell.model))
                 && covers(state, &before.scope, &spent.cell.path)
         };
-        self.since.is_some_and(|since| revision >= since) || self.before.as_ref().is_some_and(before)
+        self.since.is_some_and(|since| revision >= since) || self.before.iter().any(before)
     }
 }
 
@@ -122,10 +116,10 @@ impl Tally {
         self.past.truncate(PAST_MAX);
         self.current = Recorded { span, amount: 0 };
         self.told = 0;
-        self.held = Held {
-            since: self.held.since.map(|_| Revision(0)),
-            before: None,
-        };
+        // A soft one has leases of no window: what is out of it as it was before may be of a longer one.
+        if self.held.since.is_some() {
+            self.held = Held::ALL;
+        }
     }
 
     /// Every kept window, newest first.
@@ -250,6 +244,7 @@ mod tests {
     use tollway_shared::budget::terms::Mode;
     use tollway_shared::catalog::Model;
     use tollway_shared::credit::{Billing, BillingMode};
+    use tollway_shared::ids::ModelId;
     use tollway_shared::money::NanoUsd;
     use tollway_shared::time::Period;
 

@@ -12,8 +12,9 @@ use super::account::Account;
 use super::book::Book;
 use super::grantor::Books;
 use super::message::Epoch;
+use crate::budget::BudgetScope;
 use crate::budget::terms::Unit;
-use crate::ids::BudgetId;
+use crate::ids::{BudgetId, ModelId, Revision};
 use crate::time::UnixMillis;
 
 /// A budget as it was when it was removed, with what its leases have done since.
@@ -25,6 +26,21 @@ pub struct Former {
     pub counted: i64,
     /// Since when.
     pub since: UnixMillis,
+    /// Which requests held on it, newest first.
+    pub held: Vec<HeldBefore>,
+}
+
+/// Requests that held what they cost on a budget as it was until it changed or went.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HeldBefore {
+    /// Admitted under this snapshot revision and later ones,
+    pub since: Revision,
+    /// but before this one.
+    pub until: Revision,
+    /// What the budget limited.
+    pub scope: BudgetScope,
+    /// The model that it was about, if not all.
+    pub model: Option<ModelId>,
 }
 
 /// What a new budget takes over from a former one of its id.
@@ -66,6 +82,7 @@ impl Books {
             account: Account::clone(&account),
             counted,
             since: now,
+            held: Vec::new(),
         };
         if !former.account.book.leases.is_empty() || former.uncounted() > 0 {
             drop(self.former.insert(budget.clone(), Arc::new(former)));
