@@ -11,15 +11,15 @@ use tollway_proto::command::{Command, PutBudget, Refusal, RefusalCode};
 use tollway_proto::lease::LeaseCall;
 use tollway_shared::budget::terms::{Raise, Terms, TermsFault};
 use tollway_shared::budget::{Budget, BudgetScope};
-use tollway_shared::ids::{BudgetId, ModelId, OrganizationId};
-use tollway_shared::lease::former::HeldBefore;
+use tollway_shared::ids::{BudgetId, ModelId, OrganizationId, Revision};
 use tollway_shared::lease::grantor::Roll;
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::tenant::TenantPath;
 use tollway_shared::time::UnixMillis;
 use tollway_shared::window::Span;
 
-use super::tally::{self, Held, Tally};
+use super::held::Held;
+use super::tally::{self, Recorded, Tally};
 use super::view::key;
 use super::{Kept, State, Step, credit, must_exist, not_found, refuse, tenant};
 
@@ -221,20 +221,21 @@ pub(super) fn put(state: &mut State, step: &mut Step<'_>, put: &PutBudget) -> Re
         let detail = "names a calendar in which now is in no window";
         return Err(refuse(RefusalCode::Invalid, "time_zone", detail));
     };
+    let same_leases = kept && before.as_ref().is_some_and(|old| old.leased() == budget.leased());
+    if let Some(old) = before.filter(|_| !same_leases) {
+        remove_book(state, step.revision, &old);
+    }
     store(state, step, &budget)?;
-    let held = state.tallies.get(&budget.id).map(|tally| tally.held.clone());
-    let held = match before.as_ref().zip(held) {
-        Some((old, held)) if kept && old.leased() == budget.leased() => held,
-        Some((old, held)) => Held::begun(step.revision, held.ended(step.revision, old), budget.leased()),
-        None => Held::begun(step.revision, former_held(state, &budget.id), budget.leased()),
-    };
+    let held = Held::begun(
+        step.revision,
+        state.books.former_held(&budget.id, state.now),
+        budget.leased(),
+    );
     if !kept {
-        remove_book(state, &budget.id);
         let of = organization_of(state, &budget.scope).cloned();
         let amount = tally::so_far(state, &budget, window, of.as_ref());
-        set_tally(state, &budget.id, Some(Tally::open(window, amount)));
-    }
-    if let Some(tally) = state.tallies.get_mut(&budget.id) {
+        set_tally(state, &budget.id, Some(Tally::open(window, amount, held)));
+    } else if !same_leases && let Some(tally) = state.tallies.get_mut(&budget.id) {
         Arc::make_mut(tally).held = held;
     }
     lease(state, step, &budget);
@@ -256,16 +257,13 @@ fn store(state: &mut State, step: &mut Step<'_>, budget: &Budget) -> Result<(), 
     Ok(())
 }
 
-/// Takes a budget from the grantor, who remembers what is out of it and what the ledger has not counted yet.
-fn remove_book(state: &mut State, id: &BudgetId) {
-    let counted = state.tallies.get(id).map_or(0, |tally| tally.current.amount);
-    state.books.remove(id, counted, state.now);
-}
-
-/// Which requests held on a budget that was removed, as far as the grantor still knows it.
-fn former_held(state: &State, id: &BudgetId) -> Vec<HeldBefore> {
-    let former = state.books.former.get(id);
-    former.map(|former| former.held.clone()).unwrap_or_default()
+/// Takes a budget from the grantor, who remembers what is out of it, who held on it, and what the ledger has not counted yet.
+fn remove_book(state: &mut State, at: Revision, budget: &Budget) {
+    if let Some(tally) = state.tallies.get(&budget.id) {
+        let Recorded { span, amount } = tally.current;
+        let held = tally.held.ended(at, budget, span);
+        state.books.remove(&budget.id, amount, held, state.now);
+    }
 }
 
 /// Tells the grantor what a budget says now.
@@ -306,9 +304,9 @@ pub(super) fn put_kept(state: &mut State, step: &mut Step<'_>, budget: &Budget, 
         .budget_scopes
         .insert((budget.scope.clone(), budget.id.clone()));
     if !state.tallies.contains_key(&budget.id) {
-        let mut tally = Tally::open(window, counted);
-        tally.held = Held::begun(step.revision, former_held(state, &budget.id), true);
-        set_tally(state, &budget.id, Some(tally));
+        let held = state.books.former_held(&budget.id, state.now);
+        let held = Held::begun(step.revision, held, true);
+        set_tally(state, &budget.id, Some(Tally::open(window, counted, held)));
     }
     lease(state, step, budget);
     step.changed.push(key(ResourceKind::Budget, budget.id.text()));
@@ -333,14 +331,7 @@ pub(super) fn remove(state: &mut State, step: &mut Step<'_>, id: &BudgetId) -> R
 fn forget(state: &mut State, step: &mut Step<'_>, budget: &Budget) {
     let id = &budget.id;
     state.budget_scopes.remove(&(budget.scope.clone(), id.clone()));
-    remove_book(state, id);
-    let held = state
-        .tallies
-        .get(id)
-        .map(|tally| tally.held.ended(step.revision, budget));
-    if let Some((former, held)) = state.books.former.get_mut(id).zip(held) {
-        Arc::make_mut(former).held = held;
-    }
+    remove_book(state, step.revision, budget);
     set_tally(state, id, None);
     step.changed.push(key(ResourceKind::Budget, id.text()));
 }

@@ -2,17 +2,13 @@
 
 use tollway_proto::command::{Command, MoveCredit, Outcome, PutBilling, ReleaseCredit};
 use tollway_proto::lease::{LeaseAnswer, LeaseCall};
-use tollway_shared::budget::terms::Mode;
 use tollway_shared::credit::{Billing, BillingMode, CreditMove, PayMethod};
-use tollway_shared::ids::{BudgetId, Incarnation, NodeId, OrganizationId, Revision};
+use tollway_shared::ids::{BudgetId, Incarnation, NodeId, OrganizationId};
 use tollway_shared::lease::message::{Ask, ClosedLine, Closing, Effect, Epoch, Verdict, Want};
 use tollway_shared::money::NanoUsd;
-use tollway_shared::time::{DAY_MS, Period};
 
 use crate::state::State;
-use crate::state::lease_samples::{
-    EU_1, ask, at, book, done, edited, enlist, of_key, report, say, with_nodes,
-};
+use crate::state::lease_samples::{EU_1, ask, at, book, done, enlist, of_key, report, say, with_nodes};
 use crate::state::samples::{self, NOON};
 
 #[test]
@@ -288,71 +284,6 @@ fn credit_that_nodes_still_have_of_a_former_budget_is_not_to_be_released() {
     assert_eq!(credit(&state), ((0, 0, 100), 0));
     done(&mut state, Command::RecordSpend(samples::spend(0, 1, 25)));
     assert_eq!(credit(&state), ((25, 0, 75), 0));
-}
-
-/// Counts what a request cost that a node admitted under a revision; what the books then have of the budget.
-fn count(state: &mut State, admitted: Revision, cost: i64) -> (i128, i128, i128) {
-    let from = state.usage_offsets.get(&0).copied().unwrap_or(0);
-    let mut stretch = samples::spend(from, from + 1, cost);
-    stretch.sums[0].revision = admitted;
-    done(state, Command::RecordSpend(stretch));
-    book(state, "b")
-}
-
-#[test]
-fn a_budget_that_is_made_again_is_charged_for_what_was_admitted_while_it_was_gone() {
-    let mut state = with_nodes();
-    done(&mut state, Command::PutBudget(samples::budget(100)));
-    assert!(enlist(&mut state, "eu-1", EU_1));
-    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 40), Verdict::Granted);
-    let (_, out, _) = book(&state, "b");
-    let mut lives = Vec::new();
-    for _ in 0..3 {
-        let had = state.revision;
-        done(&mut state, Command::RemoveBudget(BudgetId::trusted("b")));
-        lives.push((had, state.revision));
-        done(&mut state, Command::PutBudget(samples::budget(100)));
-    }
-    assert_eq!(book(&state, "b"), (out, 0, 100 - out));
-    let mut charged = 0;
-    for (had, gone) in lives {
-        assert!(had < gone);
-        count(&mut state, had, 5); // what nodes still have has it
-        count(&mut state, gone, 3);
-        charged += 3;
-        assert_eq!(book(&state, "b"), (out + charged, 0, 100 - out - charged));
-    }
-}
-
-#[test]
-fn what_nodes_have_of_a_budget_is_charged_once_although_it_was_soft_over_a_midnight() {
-    let mut state = with_nodes();
-    let monthly = samples::budget(100);
-    done(&mut state, Command::PutBudget(monthly.clone()));
-    assert!(enlist(&mut state, "eu-1", EU_1));
-    assert_eq!(ask(&mut state, "eu-1", EU_1, &["b"], 40), Verdict::Granted);
-    let (had, (_, out, _)) = (state.revision, book(&state, "b"));
-    let soft = edited(100, |budget| {
-        budget.terms.mode = Mode::Soft;
-        budget.terms.cycle = Period::Daily.into();
-    });
-    done(&mut state, Command::PutBudget(soft));
-    let midnight = NOON.plus_ms(DAY_MS / 2);
-    let idle = Command::RollBudgets(Vec::new());
-    let rolls = super::super::budget::due(&state, &idle, midnight);
-    assert_eq!(rolls.len(), 1);
-    at(&mut state, midnight, Command::RollBudgets(rolls));
-    at(
-        &mut state,
-        midnight,
-        Command::RemoveBudget(BudgetId::trusted("b")),
-    );
-    at(&mut state, midnight, Command::PutBudget(monthly));
-    assert_eq!(book(&state, "b"), (out, 0, 100 - out));
-    let mut stretch = samples::spend(0, 1, 7);
-    stretch.sums[0].revision = had;
-    at(&mut state, midnight, Command::RecordSpend(stretch));
-    assert_eq!(book(&state, "b"), (out, 0, 100 - out));
 }
 
 #[test]

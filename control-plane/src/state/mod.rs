@@ -22,6 +22,7 @@ pub mod audit;
 pub mod budget;
 pub mod catalog;
 pub mod credit;
+pub mod held;
 pub mod idempotency;
 pub mod invariant;
 pub mod lease;

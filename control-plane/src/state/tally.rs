@@ -10,20 +10,17 @@ use serde::{Deserialize, Serialize};
 use tollway_proto::command::{Spent, UsageSums};
 use tollway_shared::budget::Budget;
 use tollway_shared::budget::terms::Unit;
-use tollway_shared::ids::{BudgetId, OrganizationId, Revision};
+use tollway_shared::ids::{BudgetId, OrganizationId};
 use tollway_shared::lease::account::PAST_MAX;
-use tollway_shared::lease::former::HeldBefore;
 use tollway_shared::lease::message::Effect;
 use tollway_shared::snapshot::ResourceKind;
 use tollway_shared::time::{DAY_MS, Day, UnixMillis};
 use tollway_shared::window::{Every, Span, Zone};
 
 use super::budget::covers;
+use super::held::Held;
 use super::view::key;
 use super::{State, Step, usage};
-
-/// Changes of one budget in one window of which it is known who held on it before: more make it refuse early, until the next window.
-pub const BEFORE_MAX: usize = 16;
 
 /// One window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,70 +40,18 @@ pub struct Tally {
     pub past: Vec<Recorded>,
     /// The highest threshold that was told of the current window, percent; only of soft budgets.
     pub told: u8,
-    /// Which requests hold on the leases of the current window.
+    /// Which requests hold on its leases.
     pub held: Held,
-}
-
-/// Which requests have held what they cost on a budget's leases: those of the others are charged when they are recorded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// Those admitted under this snapshot revision and later ones; none where the budget is soft.
-    pub since: Option<Revision>,
-    /// And these, from before it was changed or made again, newest first; at most [`BEFORE_MAX`].
-    pub before: Vec<HeldBefore>,
-}
-
-impl Held {
-    /// All of them: of a window that began with its leases.
-    pub(super) const ALL: Self = Self {
-        since: Some(Revision(0)),
-        before: Vec::new(),
-    };
-
-    /// After the budget was made or has changed at a revision.
-    ///
-    /// - `before`: which requests held on it until then.
-    pub(super) fn begun(at: Revision, before: Vec<HeldBefore>, leased: bool) -> Self {
-        Self {
-            since: leased.then_some(at),
-            before,
-        }
-    }
-
-    /// Which requests held on the budget until it changed or went at a revision.
-    pub(super) fn ended(&self, at: Revision, budget: &Budget) -> Vec<HeldBefore> {
-        let last = self.since.map(|since| HeldBefore {
-            since,
-            until: at,
-            scope: budget.scope.clone(),
-            model: budget.model.clone(),
-        });
-        let all = last.into_iter().chain(self.before.iter().cloned());
-        all.take(BEFORE_MAX).collect()
-    }
-
-    fn has(&self, state: &State, spent: &Spent) -> bool {
-        let revision = spent.revision;
-        let before = |before: &HeldBefore| {
-            (before.since..before.until).contains(&revision)
-                && before
-                    .model
-                    .as_ref()
-                    .is_none_or(|model| model.includes(&spent.cell.model))
-                && covers(state, &before.scope, &spent.cell.path)
-        };
-        self.since.is_some_and(|since| revision >= since) || self.before.iter().any(before)
-    }
 }
 
 impl Tally {
     /// The first window.
-    pub(super) fn open(span: Span, amount: i64) -> Self {
+    pub(super) fn open(span: Span, amount: i64, held: Held) -> Self {
         Self {
             current: Recorded { span, amount },
             past: Vec::new(),
             told: 0,
-            held: Held::ALL,
+            held,
         }
     }
 
@@ -116,10 +61,6 @@ impl Tally {
         self.past.truncate(PAST_MAX);
         self.current = Recorded { span, amount: 0 };
         self.told = 0;
-        // A soft one has leases of no window: what is out of it as it was before may be of a longer one.
-        if self.held.since.is_some() {
-            self.held = Held::ALL;
-        }
     }
 
     /// Every kept window, newest first.
@@ -188,11 +129,11 @@ pub(super) fn charge(state: &mut State, step: &mut Step<'_>, budget: &Budget, sp
         crossed(budget, tally, now)
     });
     step.effects.extend(crossed);
-    let unheld = state.tallies.get(&budget.id).is_some_and(|tally| {
+    let unheld = |tally: &Arc<Tally>| {
         // What is of a window before the current one is of no leases that can still be granted.
         spent.cell.day >= tally.current.span.start.day() && !tally.held.has(state, spent)
-    });
-    if budget.leased() && unheld {
+    };
+    if budget.leased() && state.tallies.get(&budget.id).is_some_and(unheld) {
         let effects = state.books.charge(&budget.id, amount, state.now);
         step.effects.extend(effects);
     }
@@ -240,113 +181,9 @@ fn used(unit: Unit, sums: &UsageSums) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use tollway_proto::command::{Command, PutBilling};
-    use tollway_shared::budget::terms::Mode;
-    use tollway_shared::catalog::Model;
-    use tollway_shared::credit::{Billing, BillingMode};
-    use tollway_shared::ids::ModelId;
-    use tollway_shared::money::NanoUsd;
-    use tollway_shared::time::Period;
+    use tollway_shared::ids::Revision;
 
     use super::*;
-    use crate::state::lease_samples::{at, book, done, edited};
-    use crate::state::samples::{self, NOON};
-
-    fn spend(state: &mut State, revision: Revision, model: &str, cost: i64) {
-        let from = state.usage_offsets.get(&0).copied().unwrap_or(0);
-        let mut stretch = samples::spend(from, from + 1, cost);
-        (stretch.sums[0].revision, stretch.sums[0].cell.model) = (revision, ModelId::trusted(model));
-        done(state, Command::RecordSpend(stretch));
-    }
-
-    fn put(state: &mut State, edit: impl FnOnce(&mut Budget)) -> (Revision, Revision) {
-        let before = state.revision;
-        done(state, Command::PutBudget(edited(100, edit)));
-        (before, state.revision)
-    }
-
-    #[test]
-    fn what_was_admitted_before_a_budget_is_charged_when_it_is_recorded() {
-        let mut state = samples::catalog();
-        let first = state.revision;
-        spend(&mut state, first, "a/m", 1);
-        let (before, since) = put(&mut state, |_| {});
-        assert!(before < since);
-        spend(&mut state, before, "a/m", 7);
-        assert_eq!(book(&state, "b"), (1 + 7, 0, 92));
-        spend(&mut state, since, "a/m", 50);
-        assert_eq!(book(&state, "b"), (8, 0, 92), "its lease will say so");
-        // Another limit changes nothing about that.
-        done(&mut state, Command::PutBudget(samples::budget(200)));
-        spend(&mut state, since, "a/m", 50);
-        assert_eq!(book(&state, "b"), (8, 0, 192));
-    }
-
-    #[test]
-    fn a_soft_budget_that_becomes_hard_is_charged_for_what_held_nothing_on_it() {
-        let mut state = samples::catalog();
-        let (_, hard) = put(&mut state, |_| {});
-        let (_, soft) = put(&mut state, |budget| budget.terms.mode = Mode::Soft);
-        spend(&mut state, soft, "a/m", 3);
-        let (_, since) = put(&mut state, |_| {});
-        for (revision, cost) in [(hard, 10), (soft, 20), (since, 40)] {
-            spend(&mut state, revision, "a/m", cost);
-        }
-        assert_eq!(book(&state, "b").0, 3 + 20);
-    }
-
-    #[test]
-    fn a_budget_of_more_than_before_is_charged_for_what_held_on_less_of_it() {
-        let mut state = samples::catalog();
-        let other = Model {
-            id: ModelId::trusted("a/n"),
-            ..state.models.values().next().unwrap().value.clone()
-        };
-        done(&mut state, Command::PutModel(other));
-        let (_, narrow) = put(&mut state, |budget| budget.model = Some(ModelId::trusted("a/m")));
-        put(&mut state, |_| {});
-        for (model, cost) in [("a/m", 10), ("a/n", 20)] {
-            spend(&mut state, narrow, model, cost);
-        }
-        assert_eq!(book(&state, "b").0, 20);
-    }
-
-    #[test]
-    fn what_was_admitted_before_the_last_window_is_charged_to_no_lease_of_this_one() {
-        let mut state = samples::catalog();
-        let daily = |budget: &mut Budget| budget.terms.cycle = Period::Daily.into();
-        let (before, _) = put(&mut state, daily);
-        let midnight = NOON.plus_ms(DAY_MS / 2);
-        let idle = Command::RollBudgets(Vec::new());
-        let rolls = super::super::budget::due(&state, &idle, midnight);
-        at(&mut state, midnight, Command::RollBudgets(rolls));
-        let mut stretch = samples::spend(0, 1, 7);
-        stretch.sums[0].revision = before;
-        at(&mut state, midnight, Command::RecordSpend(stretch));
-        assert_eq!(book(&state, "b"), (0, 0, 100));
-    }
-
-    #[test]
-    fn credit_is_charged_for_what_was_admitted_before_an_organization_was_held_to_it() {
-        let mut state = samples::catalog();
-        let before = state.revision;
-        done(
-            &mut state,
-            Command::PutBilling(PutBilling {
-                organization: OrganizationId::trusted("o"),
-                billing: Billing {
-                    mode: BillingMode::Postpaid {
-                        credit_line: NanoUsd(100),
-                    },
-                    ..Billing::default()
-                },
-            }),
-        );
-        let budget = tollway_shared::credit::budget_id(&OrganizationId::trusted("o"));
-        spend(&mut state, before, "a/m", 7);
-        assert_eq!(book(&state, budget.as_str()), (7, 0, 93));
-        assert_eq!(state.accounts.values().next().unwrap().available(), -7);
-    }
 
     #[test]
     fn a_day_counts_for_the_window_that_has_its_noon() {
@@ -355,7 +192,7 @@ mod tests {
             start: day(from).plus_ms(-3_600_000), // Berlin in winter
             end: Some(day(to).plus_ms(-3_600_000)),
         };
-        let mut tally = Tally::open(span(10, 11), 0);
+        let mut tally = Tally::open(span(10, 11), 0, Held::begun(Revision(0), Vec::new(), true));
         tally.roll(span(11, 12));
         for (at, amount) in [(9, 1), (10, 2), (11, 4), (12, 8)] {
             tally.add(Day(at), amount);

@@ -15,7 +15,7 @@ use super::message::Epoch;
 use crate::budget::BudgetScope;
 use crate::budget::terms::Unit;
 use crate::ids::{BudgetId, ModelId, Revision};
-use crate::time::UnixMillis;
+use crate::time::{Day, UnixMillis};
 
 /// A budget as it was when it was removed, with what its leases have done since.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -35,8 +35,10 @@ pub struct Former {
 pub struct HeldBefore {
     /// Admitted under this snapshot revision and later ones,
     pub since: Revision,
-    /// but before this one.
+    /// but before this one,
     pub until: Revision,
+    /// and recorded on this UTC day or a later one: what is older was of a window before that of these leases.
+    pub from: Day,
     /// What the budget limited.
     pub scope: BudgetScope,
     /// The model that it was about, if not all.
@@ -73,8 +75,8 @@ impl Former {
 impl Books {
     /// Removes a budget. Nothing more is granted of it; what is out is remembered, in case it is made again.
     ///
-    /// - `counted`: what the ledger has counted in its current window.
-    pub fn remove(&mut self, budget: &BudgetId, counted: i64, now: UnixMillis) {
+    /// - `counted`: what the ledger has counted in its current window; `held`: which requests held on it.
+    pub fn remove(&mut self, budget: &BudgetId, counted: i64, held: Vec<HeldBefore>, now: UnixMillis) {
         let Some(account) = self.accounts.remove(budget) else {
             return;
         };
@@ -82,7 +84,7 @@ impl Books {
             account: Account::clone(&account),
             counted,
             since: now,
-            held: Vec::new(),
+            held,
         };
         if !former.account.book.leases.is_empty() || former.uncounted() > 0 {
             drop(self.former.insert(budget.clone(), Arc::new(former)));
@@ -93,6 +95,13 @@ impl Books {
     pub fn former_unit(&self, budget: &BudgetId, now: UnixMillis) -> Option<Unit> {
         let former = self.former.get(budget)?;
         (!former.account.book.span.over(now)).then_some(former.account.terms.unit)
+    }
+
+    /// Which requests held on a budget that was removed, while its window lasts.
+    pub fn former_held(&self, budget: &BudgetId, now: UnixMillis) -> Vec<HeldBefore> {
+        let former = self.former.get(budget);
+        let former = former.filter(|former| !former.account.book.span.over(now));
+        former.map(|former| former.held.clone()).unwrap_or_default()
     }
 
     /// What there is of a former budget, for the one that takes its place.

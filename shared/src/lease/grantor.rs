@@ -63,7 +63,7 @@ impl Books {
         now: UnixMillis,
     ) -> Vec<Effect> {
         if terms.mode == Mode::Soft {
-            self.remove(budget, carried, now);
+            self.remove(budget, carried, Vec::new(), now);
             return Vec::new();
         }
         let same = |old: &Arc<Account>| old.terms.unit == terms.unit && old.terms.cycle == terms.cycle;
@@ -78,7 +78,7 @@ impl Books {
                 account.refresh(now);
                 return self.mend(budget, now);
             }
-            Some(_) => self.remove(budget, carried, now),
+            Some(_) => self.remove(budget, carried, Vec::new(), now),
             None => {}
         }
         let former = self.heritage(budget, terms.unit, now);
