@@ -28,6 +28,8 @@ const START_WITHIN: Duration = Duration::from_secs(4);
 const THREADS_WITHIN: Duration = Duration::from_secs(20);
 /// How long the last events may take.
 const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
+/// How long it may take until a reader of the topic has all: with every point taken it is 100,000 records, each checked against the schema.
+const READ_WITHIN: Duration = Duration::from_secs(300);
 /// Calls of a start that may change or lose what is on disk.
 const CALLS_OF_START: &str =
     "write,pwrite64,fsync,fdatasync,ftruncate,unlink,unlinkat,rmdir,rename,renameat,renameat2";
@@ -189,7 +191,7 @@ impl Node {
             let bootstrap = bootstrap.clone();
             tokio::task::spawn_blocking(move || events::read_all(&bootstrap, TOPIC)).await?
         };
-        wait::until_ok(DELIVERED_WITHIN, "an event for every request", async || {
+        wait::until_ok(READ_WITHIN, "an event for every request", async || {
             let records = all().await?;
             let missing = seen.keys().find(|id| {
                 !records

@@ -69,16 +69,17 @@ fn read(bootstrap: &str, topic: &str, wanted: impl Fn(&[u8]) -> bool) -> Result<
     consumer.assign(&assignment)?;
     let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA)?)?;
     let mut records = Vec::new();
-    let begun = Instant::now();
+    let mut came = Instant::now();
     while !left.is_empty() {
         ensure!(
-            begun.elapsed() < BROKER * 2,
+            came.elapsed() < BROKER * 2,
             "the topic could not be read to its end; missing {left:?}"
         );
         let Some(message) = consumer.poll(Duration::from_millis(200)) else {
             continue;
         };
         let message = message?;
+        came = Instant::now();
         if left
             .get(&message.partition())
             .is_some_and(|high| message.offset() + 1 >= *high)
